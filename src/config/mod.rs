@@ -1,0 +1,260 @@
+//! What the configuration means: valid by construction, no `Option` that stands for a default.
+//!
+//! What was *written* is `FileConfig` in `file.rs`; `validate.rs` turns it into these types and collects every
+//! problem. Each stage is given its own section, never the whole.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+/// The whole of it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: Listen,
+    pub admin: Admin,
+    /// Worker threads; `auto` is resolved to the CPUs this process may use.
+    pub workers: usize,
+    pub profile: Profile,
+    pub tls: Option<ServerTls>,
+    pub trusted_proxies: Vec<Cidr>,
+    pub debug_headers: bool,
+    pub cors: Vec<String>,
+    pub backends: Vec<Arc<Backend>>,
+    pub zone: Option<Arc<str>>,
+    pub routing: Routing,
+    pub retry: Retry,
+    pub timeouts: Timeouts,
+    pub health: Health,
+    pub stream: Stream,
+    pub limits: Limits,
+    pub drain: Drain,
+    pub log: Log,
+}
+
+/// Where the data plane listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// The admin plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    pub at: AdminAt,
+    pub token: Option<Secret>,
+    pub interruption_token: Option<Secret>,
+    pub tls: Option<ServerTls>,
+}
+
+/// Where the admin plane is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAt {
+    Off,
+    /// On the data plane, under `/-/sluicegate/`.
+    Same,
+    Tcp(SocketAddr),
+}
+
+/// Trade-offs as a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    Default,
+    /// No background probes, small buffers.
+    Serverless,
+}
+
+/// Certificates of a listener, re-read when the files change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerTls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub client_ca: Option<PathBuf>,
+}
+
+/// A network in CIDR notation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    pub address: std::net::IpAddr,
+    pub prefix: u8,
+}
+
+/// One inference server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    pub name: Arc<str>,
+    pub url: BackendUrl,
+    /// `None` = found by asking.
+    pub engine: Option<crate::protocol::engine::Engine>,
+    pub capacity: Capacity,
+    pub zone: Option<Arc<str>>,
+    pub models: Models,
+    pub max_concurrency: Concurrency,
+    pub api_key: Option<Secret>,
+    pub tls: ClientTls,
+}
+
+/// `http`, `https`, `h2c` or `unix:` address of a backend, with an optional base path (no trailing slash).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BackendUrl {
+    pub scheme: Scheme,
+    /// Host name or IP literal (brackets removed); empty for unix sockets.
+    pub host: Arc<str>,
+    pub port: u16,
+    pub unix: Option<PathBuf>,
+    /// Prefix put before every path, `""` or `/like/this`.
+    pub base_path: Arc<str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    Http,
+    Https,
+    /// HTTP/2 by prior knowledge, in clear.
+    H2c,
+    /// HTTP/1.1 over a unix socket.
+    Unix,
+}
+
+/// What a backend costs and how long it may stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Capacity {
+    Spot,
+    OnDemand,
+    /// Paid for in any case: filled first.
+    Reserved,
+}
+
+/// Which models a backend serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Models {
+    /// Its `/v1/models` is asked.
+    Auto,
+    Any,
+    List(Vec<Arc<str>>),
+}
+
+/// How many calls a backend may run at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concurrency {
+    Unlimited,
+    /// Learnt from the engine and first-token time.
+    Auto,
+    Limit(u32),
+}
+
+/// TLS towards a backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ClientTls {
+    pub ca: Option<PathBuf>,
+    pub client_cert: Option<PathBuf>,
+    pub client_key: Option<PathBuf>,
+    pub server_name: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Routing {
+    /// This class first while its load is below `spill_at`; `None` = by load alone.
+    pub prefer: Option<Capacity>,
+    pub spill_at: f64,
+    pub on_demand_share: f64,
+    pub passthrough: Passthrough,
+    /// alias → model
+    pub aliases: Vec<(Arc<str>, Arc<str>)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Passthrough {
+    All,
+    /// The known endpoints of docs/configuration.md only.
+    Known,
+    /// The known endpoints and these path prefixes.
+    Paths(Vec<String>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Retry {
+    /// Tries in all, the first included; at least 1.
+    pub attempts: u32,
+    /// Share of traffic that retries may add.
+    pub budget: f64,
+    /// Retries a second that are always allowed.
+    pub min_per_second: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    pub connect: Duration,
+    pub first_byte: Duration,
+    pub suspect: Duration,
+    pub between_bytes: Duration,
+    pub total: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// `None` = by engine.
+    pub path: Option<String>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub unhealthy_after: u32,
+    pub healthy_after: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    pub keepalive: Duration,
+    pub headers_after: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub request_body: usize,
+    pub body_memory: usize,
+    pub header_bytes: usize,
+    pub header_timeout: Duration,
+    pub connections: usize,
+    pub queue: usize,
+    pub queue_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    pub delay: Duration,
+    pub grace: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    pub json: bool,
+    pub level: Level,
+    pub access: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// A secret: prints as `***`, compared by the stages that need it through [`Secret::reveal`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Arc<str>);
+
+impl Secret {
+    pub fn new(value: impl Into<Arc<str>>) -> Self {
+        Self(value.into())
+    }
+
+    /// The secret itself; never log it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
