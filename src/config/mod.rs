@@ -3,6 +3,26 @@
 //! What was *written* is `FileConfig` in `file.rs`; `validate.rs` turns it into these types and collects every
 //! problem. Each stage is given its own section, never the whole.
 
+mod de;
+mod diff;
+mod env;
+mod error;
+pub mod file;
+mod later;
+mod load;
+mod secret;
+mod tree;
+pub mod units;
+mod url;
+mod validate;
+mod view;
+
+pub use diff::{Changes, diff};
+pub use env::Env;
+pub use error::{Format, Problem, Severity, Snippet, render};
+pub use load::{Flags, Loaded, from_text, load};
+pub use secret::{MASK, Secret};
+
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 /// The whole of it.
@@ -238,23 +258,3 @@ pub enum Level {
     Trace,
 }
 
-/// A secret: prints as `***`, compared by the stages that need it through [`Secret::reveal`].
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Arc<str>);
-
-impl Secret {
-    pub fn new(value: impl Into<Arc<str>>) -> Self {
-        Self(value.into())
-    }
-
-    /// The secret itself; never log it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
-}

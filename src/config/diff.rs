@@ -1,0 +1,53 @@
+//! What a reload would change, and whether it can without a restart.
+
+use super::Config;
+
+/// Sections that differ. A reload applies each through the part that owns it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Backends came, went, or have other fields.
+    pub backends: bool,
+    /// How backends are chosen, tried again and probed.
+    pub routing: bool,
+    /// The least weight of log lines, or their form.
+    pub log: bool,
+    /// Tokens and certificates of the admin plane, certificates of the data plane.
+    pub access: bool,
+    /// Any other section.
+    pub other: bool,
+}
+
+impl Changes {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Compares a new configuration with the running one.
+///
+/// # Errors
+/// The fields whose change needs a restart; nothing of the new configuration may be applied then.
+pub fn diff(old: &Config, new: &Config) -> Result<Changes, Vec<&'static str>> {
+    let fixed = [
+        ("listen", old.listen != new.listen),
+        ("tls", old.tls.is_some() != new.tls.is_some()),
+        ("admin", old.admin.at != new.admin.at),
+        ("admin_tls", old.admin.tls.is_some() != new.admin.tls.is_some()),
+        ("workers", old.workers != new.workers),
+    ];
+    let restart: Vec<_> = fixed.iter().filter(|(_, differs)| *differs).map(|(field, _)| *field).collect();
+    if !restart.is_empty() {
+        return Err(restart);
+    }
+    Ok(Changes {
+        backends: old.backends != new.backends,
+        routing: (&old.routing, &old.retry, &old.health, &old.zone)
+            != (&new.routing, &new.retry, &new.health, &new.zone),
+        log: old.log != new.log,
+        access: (&old.tls, &old.admin) != (&new.tls, &new.admin),
+        other: (&old.trusted_proxies, old.debug_headers, &old.cors, old.timeouts, old.stream, old.limits, old.drain)
+            != (&new.trusted_proxies, new.debug_headers, &new.cors, new.timeouts, new.stream, new.limits, new.drain)
+            || old.profile != new.profile,
+    })
+}

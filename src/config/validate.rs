@@ -1,0 +1,786 @@
+//! What was written → what it means. Collects every problem; a value that is wrong counts as its default until the
+//! end, so that one mistake hides no other.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    Admin, AdminAt, Backend, BackendUrl, Capacity, ClientTls, Concurrency, Config, Drain, Health, Level, Limits, Listen,
+    Log, Models, Passthrough, Problem, Profile, Retry, Routing, Scheme, Secret, ServerTls, Severity, Stream, Timeouts,
+    de::nearest,
+    file::{self, FileConfig},
+    load::Source,
+    secret::short,
+    units::{Period, Size},
+    url::{self, Wrong},
+};
+use crate::protocol::engine::Engine;
+
+/// A secret in a file is a line.
+const MAX_SECRET: u64 = 64 << 10;
+
+/// The outcome; `config` is of use only if no problem is an error.
+pub(super) struct Checked {
+    pub(super) config: Config,
+    pub(super) problems: Vec<Problem>,
+    /// Files that were named.
+    pub(super) files: Vec<PathBuf>,
+}
+
+/// Checks all of it.
+pub(super) fn validate(written: &FileConfig, source: &Source) -> Checked {
+    let mut v = Validator { source, problems: Vec::new(), files: Vec::new() };
+    if written.version != 1 {
+        v.error("version", format!("format {} is not known to this version", written.version), "write `version: 1`");
+    }
+    let listen = v.parsed("listen", &written.listen, url::listen).unwrap_or(default_listen());
+    let admin = v.admin(written, &listen);
+    let backends = v.backends(&written.backends);
+    let config = Config {
+        admin,
+        workers: v.workers(written.workers),
+        profile: match written.profile {
+            file::Profile::Default => Profile::Default,
+            file::Profile::Serverless => Profile::Serverless,
+        },
+        tls: written.tls.as_ref().and_then(|tls| {
+            v.server_tls("tls", tls.cert.as_deref(), tls.key.as_deref(), tls.client_ca.as_deref())
+        }),
+        trusted_proxies: v.networks(&written.trusted_proxies),
+        debug_headers: written.debug_headers,
+        cors: v.origins(&written.cors.origins),
+        backends,
+        zone: v.name("zone", written.zone.as_deref()),
+        routing: v.routing(&written.routing),
+        retry: v.retry(&written.retry),
+        timeouts: v.timeouts(&written.timeouts),
+        health: v.health(&written.health),
+        stream: Stream { keepalive: written.stream.keepalive.0, headers_after: written.stream.headers_after.0 },
+        limits: v.limits(&written.limits),
+        drain: v.drain(&written.drain, &written.timeouts),
+        log: log(&written.log),
+        listen,
+    };
+    v.later(written);
+    Checked { config, problems: v.problems, files: v.files }
+}
+
+fn default_listen() -> Listen {
+    Listen::Tcp(SocketAddr::from(([0, 0, 0, 0], 8080)))
+}
+
+struct Validator<'s> {
+    source: &'s Source,
+    problems: Vec<Problem>,
+    files: Vec<PathBuf>,
+}
+
+/// Words of the validator.
+impl Validator<'_> {
+    fn error(&mut self, path: &str, reason: impl Into<String>, help: impl Into<String>) {
+        let help = Some(help.into()).filter(|h| !h.is_empty());
+        self.problems.push(self.source.at(Severity::Error, path, reason.into(), help));
+    }
+
+    fn warn(&mut self, path: &str, reason: impl Into<String>, help: impl Into<String>) {
+        self.problems.push(self.source.at(Severity::Warning, path, reason.into(), Some(help.into())));
+    }
+
+    fn parsed<T>(&mut self, path: &str, text: &str, parse: fn(&str) -> Result<T, Wrong>) -> Option<T> {
+        match parse(text) {
+            Ok(value) => Some(value),
+            Err((reason, help)) => {
+                self.error(path, reason, help.unwrap_or_default());
+                None
+            }
+        }
+    }
+
+    /// A number from `least` to `most`.
+    fn within<T: PartialOrd + std::fmt::Display>(&mut self, path: &str, value: T, least: T, most: T) {
+        let inside = value >= least && value <= most;
+        if !inside {
+            self.error(path, format!("{value} is out of range"), format!("from {least} to {most}"));
+        }
+    }
+
+    fn positive(&mut self, path: &str, period: Period) {
+        if period.0.is_zero() {
+            self.error(path, "must be greater than 0", "a duration such as `1s`");
+        }
+    }
+
+    /// A word without spaces or control characters, as labels and headers need.
+    fn name(&mut self, path: &str, name: Option<&str>) -> Option<Arc<str>> {
+        let name = name?;
+        let fine = |c: char| c.is_ascii_graphic() && !"\"\\/?#%{}".contains(c);
+        if name.is_empty() || name.len() > 128 || !name.chars().all(fine) {
+            self.error(
+                path,
+                format!("`{}` cannot be a name", short(name)),
+                "use up to 128 letters, digits and `-._:@`",
+            );
+        }
+        Some(Arc::from(name))
+    }
+
+    /// Paths on this gateway.
+    fn paths(&mut self, field: &str, paths: &[String]) {
+        for (i, path) in paths.iter().enumerate().filter(|(_, path)| !path.starts_with('/')) {
+            let help = format!("did you mean `/{}`?", short(path));
+            self.error(&format!("{field}[{i}]"), format!("`{}` is not a path", short(path)), help);
+        }
+    }
+
+    /// A file that must be there.
+    fn file(&mut self, path: &str, file: &str) -> PathBuf {
+        let resolved = self.source.resolve(file);
+        self.files.push(resolved.clone());
+        match std::fs::metadata(&resolved) {
+            Ok(meta) if meta.is_dir() => self.error(path, format!("`{}` is a directory", short(file)), "name a file"),
+            Ok(_) => {}
+            Err(e) => self.error(path, format!("`{}` cannot be read: {e}", resolved.display()), relative_help(file)),
+        }
+        resolved
+    }
+
+    /// A secret given as such or as a file; both is a mistake.
+    fn secret(&mut self, section: &str, name: &str, value: Option<&Secret>, file: Option<&str>) -> Option<Secret> {
+        let path = super::env::join(section, name);
+        let file_path = format!("{path}_file");
+        match (value, file) {
+            (Some(_), Some(_)) => {
+                self.error(&file_path, format!("`{name}` and `{name}_file` are both given"), "keep one of them");
+                None
+            }
+            (Some(value), None) => {
+                if value.reveal().trim().is_empty() {
+                    self.error(&path, "is empty", "take the field out, or give it a value");
+                } else if self.source.is_written_out(&path) {
+                    let help = format!("use `${{VARIABLE}}` or `{name}_file`");
+                    self.warn(&path, "a secret written in the file itself", help);
+                }
+                self.header_safe(&path, value);
+                Some(value.clone())
+            }
+            (None, Some(file)) => {
+                let secret = self.read_secret(&file_path, file)?;
+                self.header_safe(&file_path, &secret);
+                Some(secret)
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// Secrets travel in headers.
+    fn header_safe(&mut self, path: &str, secret: &Secret) {
+        if !secret.reveal().bytes().all(|b| (0x20..0x7f).contains(&b)) {
+            self.error(path, "has characters that no header can carry", "use printable ASCII on one line");
+        }
+    }
+
+    fn read_secret(&mut self, path: &str, file: &str) -> Option<Secret> {
+        use std::io::Read as _;
+
+        let resolved = self.file(path, file);
+        let mut text = String::new();
+        // A file that is not there was reported.
+        let opened = std::fs::File::open(&resolved).ok()?;
+        if opened.take(MAX_SECRET + 1).read_to_string(&mut text).is_err() || text.len() as u64 > MAX_SECRET {
+            self.error(path, format!("`{}` holds no secret", short(file)), "one line of text is expected");
+            return None;
+        }
+        let secret = text.strip_suffix('\n').unwrap_or(&text);
+        let secret = secret.strip_suffix('\r').unwrap_or(secret);
+        if secret.is_empty() {
+            self.error(path, format!("`{}` is empty", short(file)), "one line of text is expected");
+            return None;
+        }
+        Some(Secret::new(secret))
+    }
+}
+
+fn relative_help(file: &str) -> &'static str {
+    if Path::new(file).is_absolute() { "" } else { "relative paths start from the folder of the configuration" }
+}
+
+/// The sections.
+impl Validator<'_> {
+    fn admin(&mut self, written: &FileConfig, listen: &Listen) -> Admin {
+        let token = self.secret("", "admin_token", written.admin_token.as_ref(), written.admin_token_file.as_deref());
+        let interruption_token = self.secret(
+            "",
+            "interruption_token",
+            written.interruption_token.as_ref(),
+            written.interruption_token_file.as_deref(),
+        );
+        let at = match written.admin.as_str() {
+            "off" => AdminAt::Off,
+            "same" => AdminAt::Same,
+            text => match self.parsed("admin", text, admin_address) {
+                Some(address) => AdminAt::Tcp(address),
+                None => AdminAt::Off,
+            },
+        };
+        let has_token = written.admin_token.is_some() || written.admin_token_file.is_some();
+        let help = "set `admin_token` or `admin_token_file`";
+        match at {
+            AdminAt::Same if !has_token => self.error("admin", "`admin: same` needs a token", help),
+            AdminAt::Tcp(a) if !a.ip().is_loopback() && !has_token => {
+                self.error("admin", format!("an admin address that others can reach ({a}) needs a token"), help);
+            }
+            _ => {}
+        }
+        if let (AdminAt::Tcp(admin), Listen::Tcp(data)) = (&at, listen)
+            && admin.port() == data.port()
+            && data.port() != 0
+            && (admin.ip() == data.ip() || admin.ip().is_unspecified() || data.ip().is_unspecified())
+        {
+            let help = "use another port, or `admin: same`";
+            self.error("admin", format!("`listen` and `admin` are both on port {}", data.port()), help);
+        }
+        let tls = written.admin_tls.as_ref().and_then(|tls| {
+            if !matches!(at, AdminAt::Tcp(_)) {
+                self.error("admin_tls", "the admin plane has no address of its own", "take `admin_tls` out");
+            }
+            self.server_tls("admin_tls", tls.cert.as_deref(), tls.key.as_deref(), None)
+        });
+        Admin { at, token, interruption_token, tls }
+    }
+
+    fn workers(&mut self, workers: file::AutoOr) -> usize {
+        match workers {
+            // Affinity and the cgroup's quota are in it.
+            file::AutoOr::Auto => std::thread::available_parallelism().map_or(1, usize::from),
+            file::AutoOr::Number(n) => {
+                self.within("workers", n, 1, 1024);
+                n.max(1) as usize
+            }
+        }
+    }
+
+    fn server_tls(
+        &mut self,
+        path: &str,
+        cert: Option<&str>,
+        key: Option<&str>,
+        client_ca: Option<&str>,
+    ) -> Option<ServerTls> {
+        let client_ca = client_ca.map(|ca| self.file(&format!("{path}.client_ca"), ca));
+        let cert = self.needed(path, "cert", cert, "name the PEM file of the certificate chain");
+        let key = self.needed(path, "key", key, "name the PEM file of the private key");
+        Some(ServerTls { cert: cert?, key: key?, client_ca })
+    }
+
+    fn needed(&mut self, path: &str, field: &str, file: Option<&str>, help: &str) -> Option<PathBuf> {
+        if file.is_none() {
+            self.error(path, format!("`{path}` has no `{field}`"), help);
+        }
+        file.map(|file| self.file(&format!("{path}.{field}"), file))
+    }
+
+    fn networks(&mut self, written: &[String]) -> Vec<super::Cidr> {
+        let mut networks = Vec::new();
+        for (i, text) in written.iter().enumerate() {
+            let path = format!("trusted_proxies[{i}]");
+            let Some((cidr, rounded)) = self.parsed(&path, text, url::cidr) else { continue };
+            if rounded {
+                let help = format!("did you mean `{}/{}`?", cidr.address, cidr.prefix);
+                self.warn(&path, format!("`{}` has bits behind its prefix", short(text)), help);
+            }
+            networks.push(cidr);
+        }
+        networks
+    }
+
+    fn origins(&mut self, written: &[String]) -> Vec<String> {
+        for (i, text) in written.iter().enumerate() {
+            self.parsed(&format!("cors.origins[{i}]"), text, url::origin);
+        }
+        written.to_vec()
+    }
+
+    fn backends(&mut self, written: &[file::Backend]) -> Vec<Arc<Backend>> {
+        if written.is_empty() && !self.source.is_set("backends") {
+            self.error("", "no backends", "add `backends: [{url: http://host:port}]`");
+        } else if written.is_empty() {
+            self.error("backends", "no backends", "add `- url: http://host:port`");
+        }
+        let mut names: HashMap<Arc<str>, usize> = HashMap::new();
+        let mut backends = Vec::new();
+        for (i, backend) in written.iter().enumerate() {
+            let Some(backend) = self.backend(i, backend) else { continue };
+            match names.get(&backend.name) {
+                None => {
+                    names.insert(Arc::clone(&backend.name), i);
+                }
+                Some(first) => {
+                    let named = written[i].name.is_some();
+                    let path = if named { format!("backends[{i}].name") } else { format!("backends[{i}].url") };
+                    let line = self.source.line(&format!("backends[{first}]"));
+                    let help = match (named, line) {
+                        (false, _) => "give each a `name`".to_owned(),
+                        (true, Some(line)) => format!("the first is in line {line}"),
+                        (true, None) => "give each its own".to_owned(),
+                    };
+                    self.error(&path, format!("two backends are called `{}`", backend.name), help);
+                }
+            }
+            backends.push(Arc::new(backend));
+        }
+        backends
+    }
+
+    fn backend(&mut self, i: usize, written: &file::Backend) -> Option<Backend> {
+        let path = format!("backends[{i}]");
+        let at = |field: &str| format!("{path}.{field}");
+        let name = self.name(&at("name"), written.name.as_deref());
+        let zone = self.name(&at("zone"), written.zone.as_deref());
+        let api_key = self.secret(&path, "api_key", written.api_key.as_ref(), written.api_key_file.as_deref());
+        let (token, file) = (written.interruption_token.as_ref(), written.interruption_token_file.as_deref());
+        self.secret(&path, "interruption_token", token, file);
+        if let Some(file::AutoOr::Number(0)) = written.max_concurrency {
+            self.error(&at("max_concurrency"), "0 would let no call through", "take it out for no limit");
+        }
+        if let Some(price) = &written.price {
+            self.price(&path, price);
+        }
+        let models = self.models(&path, &written.models);
+        let url = match &written.url {
+            Some(url) => self.parsed(&at("url"), url, url::backend),
+            None => {
+                // A field that was misspelt is reported already.
+                self.error(&path, format!("`{path}` has no `url`"), "add `url: http://host:port`");
+                None
+            }
+        };
+        let tls = self.client_tls(&path, written.tls.as_ref(), url.as_ref());
+        let url = url?;
+        self.base_path(&at("url"), &url);
+        Some(Backend {
+            name: name.unwrap_or_else(|| default_name(&url)),
+            url,
+            engine: engine(written.engine),
+            capacity: capacity(written.capacity),
+            zone,
+            models,
+            max_concurrency: match written.max_concurrency {
+                None => Concurrency::Unlimited,
+                Some(file::AutoOr::Auto) => Concurrency::Auto,
+                Some(file::AutoOr::Number(n)) => Concurrency::Limit(n),
+            },
+            api_key,
+            tls,
+        })
+    }
+
+    /// Paths of clients begin with `/v1` themselves: the commonest mistake of all.
+    fn base_path(&mut self, path: &str, url: &BackendUrl) {
+        if let Some(before) = url.base_path.strip_suffix("/v1") {
+            let meant = BackendUrl { base_path: Arc::from(before), ..url.clone() };
+            self.warn(path, "calls would go to `/v1/v1/…`", format!("did you mean `{meant}`?"));
+        }
+    }
+
+    fn price(&mut self, path: &str, price: &file::Price) {
+        for (field, value) in [("per_hour", price.per_hour), ("on_demand_per_hour", price.on_demand_per_hour)] {
+            if value.is_some_and(|v| !v.is_finite() || v < 0.0) {
+                self.error(&format!("{path}.price.{field}"), "is not a price", "write a number from 0");
+            }
+        }
+    }
+
+    fn models(&mut self, path: &str, models: &file::Models) -> Models {
+        match models {
+            file::Models::Auto => Models::Auto,
+            file::Models::Any => Models::Any,
+            file::Models::List(list) => {
+                if list.is_empty() {
+                    self.error(&format!("{path}.models"), "the list is empty", "name a model, or use `auto` or `any`");
+                }
+                for (i, _) in list.iter().enumerate().filter(|(_, model)| model.trim().is_empty()) {
+                    self.error(&format!("{path}.models[{i}]"), "a model needs a name", "");
+                }
+                Models::List(list.iter().map(|m| Arc::from(m.as_str())).collect())
+            }
+        }
+    }
+
+    fn client_tls(&mut self, path: &str, written: Option<&file::ClientTls>, url: Option<&BackendUrl>) -> ClientTls {
+        let Some(tls) = written else { return ClientTls::default() };
+        let path = format!("{path}.tls");
+        if url.is_some_and(|url| url.scheme != Scheme::Https) {
+            self.error(&path, "`tls` has no effect on this URL", "use `https://` in `url`, or take `tls` out");
+        }
+        match (&tls.client_cert, &tls.client_key) {
+            (Some(_), None) => self.error(&path, "`client_cert` needs `client_key`", "name the PEM file of the key"),
+            (None, Some(_)) => {
+                self.error(&path, "`client_key` needs `client_cert`", "name the PEM file of the certificate");
+            }
+            _ => {}
+        }
+        let mut file = |field: &str, file: &Option<String>| {
+            file.as_ref().map(|file| self.file(&format!("{path}.{field}"), file))
+        };
+        let ca = file("ca", &tls.ca);
+        let client_cert = file("client_cert", &tls.client_cert);
+        let client_key = file("client_key", &tls.client_key);
+        if let Some(name) = &tls.server_name
+            && rustls_pki_types::ServerName::try_from(name.as_str()).is_err()
+        {
+            let reason = format!("`{}` is not the name of a server", short(name));
+            self.error(&format!("{path}.server_name"), reason, "use a DNS name or an IP address");
+        }
+        ClientTls { ca, client_cert, client_key, server_name: tls.server_name.clone() }
+    }
+
+    fn routing(&mut self, written: &file::Routing) -> Routing {
+        self.within("routing.spill_at", written.spill_at, 0.0, 1.0);
+        self.within("routing.on_demand_share", written.on_demand_share, 0.0, 1.0);
+        if let file::Passthrough::Paths(paths) = &written.passthrough {
+            self.paths("routing.passthrough", paths);
+        }
+        Routing {
+            prefer: match written.prefer {
+                file::Prefer::Spot => Some(Capacity::Spot),
+                file::Prefer::OnDemand => Some(Capacity::OnDemand),
+                file::Prefer::None => None,
+            },
+            spill_at: written.spill_at,
+            on_demand_share: written.on_demand_share,
+            passthrough: match &written.passthrough {
+                file::Passthrough::All => Passthrough::All,
+                file::Passthrough::Known => Passthrough::Known,
+                file::Passthrough::Paths(paths) => Passthrough::Paths(paths.clone()),
+            },
+            aliases: self.aliases(&written.aliases),
+        }
+    }
+
+    /// Follows aliases of aliases to the model; a circle has none.
+    fn aliases(&mut self, written: &BTreeMap<String, String>) -> Vec<(Arc<str>, Arc<str>)> {
+        let mut aliases = Vec::new();
+        for (alias, first) in written {
+            let path = format!("routing.aliases.{alias}");
+            let (mut model, mut steps) = (first, 0);
+            while let Some(next) = written.get(model).filter(|_| steps <= written.len()) {
+                (model, steps) = (next, steps + 1);
+            }
+            if steps > written.len() {
+                let reason = format!("alias `{}` leads back to itself", short(alias));
+                self.error(&path, reason, "an alias names a model, in the end");
+            }
+            if alias.trim().is_empty() || first.trim().is_empty() {
+                self.error(&path, "an alias and its model need names", "write `alias: model`");
+            }
+            aliases.push((Arc::from(alias.as_str()), Arc::from(model.as_str())));
+        }
+        aliases
+    }
+
+    fn retry(&mut self, written: &file::Retry) -> Retry {
+        if written.attempts == 0 {
+            self.error("retry.attempts", "0 would send nothing", "1 = the first try alone");
+        }
+        self.within("retry.budget", written.budget, 0.0, 1.0);
+        Retry {
+            attempts: written.attempts.max(1),
+            budget: written.budget,
+            min_per_second: written.min_per_second,
+        }
+    }
+
+    fn timeouts(&mut self, t: &file::Timeouts) -> Timeouts {
+        let all = [
+            ("connect", t.connect),
+            ("first_byte", t.first_byte),
+            ("suspect", t.suspect),
+            ("between_bytes", t.between_bytes),
+            ("total", t.total),
+        ];
+        for (field, period) in all {
+            self.positive(&format!("timeouts.{field}"), period);
+        }
+        let later = [
+            ("connect", t.connect, "total", t.total),
+            ("first_byte", t.first_byte, "total", t.total),
+            ("between_bytes", t.between_bytes, "total", t.total),
+            ("suspect", t.suspect, "between_bytes", t.between_bytes),
+        ];
+        for (field, period, other, bound) in later {
+            // The field that was written is the one that is meant, even if the other is the greater one's default.
+            let own = format!("timeouts.{field}");
+            let path = if self.source.is_set(&own) { own } else { format!("timeouts.{other}") };
+            if period > bound {
+                let reason = format!("`{field}` ({period}) never runs out before `{other}` ({bound})");
+                self.warn(&path, reason, format!("`{other}` decides alone"));
+            }
+        }
+        Timeouts {
+            connect: t.connect.0,
+            first_byte: t.first_byte.0,
+            suspect: t.suspect.0,
+            between_bytes: t.between_bytes.0,
+            total: t.total.0,
+        }
+    }
+
+    fn health(&mut self, written: &file::Health) -> Health {
+        let path = match written.path.as_str() {
+            "auto" => None,
+            path => {
+                if !path.starts_with('/') {
+                    let help = format!("did you mean `/{}`?", short(path));
+                    self.error("health.path", format!("`{}` is neither `auto` nor a path", short(path)), help);
+                } else if path.bytes().any(|b| !(0x21..0x7f).contains(&b)) {
+                    self.error("health.path", "has characters that a path cannot have", "write them as %XX");
+                }
+                Some(path.to_owned())
+            }
+        };
+        self.positive("health.interval", written.interval);
+        self.positive("health.timeout", written.timeout);
+        self.within("health.unhealthy_after", written.unhealthy_after, 1, 1000);
+        self.within("health.healthy_after", written.healthy_after, 1, 1000);
+        Health {
+            path,
+            interval: written.interval.0,
+            timeout: written.timeout.0,
+            unhealthy_after: written.unhealthy_after.max(1),
+            healthy_after: written.healthy_after.max(1),
+        }
+    }
+
+    fn limits(&mut self, l: &file::Limits) -> Limits {
+        self.size("limits.request_body", l.request_body, Size(1), Size(64 << 30));
+        self.size("limits.body_memory", l.body_memory, Size(1), Size(1 << 50));
+        self.size("limits.header_bytes", l.header_bytes, Size(1 << 10), Size(1 << 20));
+        self.positive("limits.header_timeout", l.header_timeout);
+        self.within("limits.connections", l.connections, 1, 10_000_000);
+        self.within("limits.queue", l.queue, 0, 10_000_000);
+        if l.queue > 0 {
+            self.positive("limits.queue_timeout", l.queue_timeout);
+        }
+        if l.body_memory < l.request_body {
+            let field = if self.source.is_set("limits.body_memory") { "body_memory" } else { "request_body" };
+            let reason = format!("`body_memory` ({}) holds no whole `request_body` ({})", l.body_memory, l.request_body);
+            self.warn(&format!("limits.{field}"), reason, "the greatest bodies will be refused");
+        }
+        Limits {
+            request_body: bytes(l.request_body),
+            body_memory: bytes(l.body_memory),
+            header_bytes: bytes(l.header_bytes),
+            header_timeout: l.header_timeout.0,
+            connections: l.connections as usize,
+            queue: l.queue as usize,
+            queue_timeout: l.queue_timeout.0,
+        }
+    }
+
+    fn size(&mut self, path: &str, size: Size, least: Size, most: Size) {
+        self.within(path, size, least, most);
+    }
+
+    fn drain(&mut self, written: &file::Drain, timeouts: &file::Timeouts) -> Drain {
+        if written.grace.0.is_zero() {
+            self.warn("drain.grace", "running answers are cut at once when this gateway ends", "25s is the default");
+        }
+        if written.grace > timeouts.total {
+            let reason = format!("`grace` ({}) is longer than any call (`total`, {})", written.grace, timeouts.total);
+            self.warn("drain.grace", reason, "the wait ends with the last call");
+        }
+        if written.delay.0 > Duration::from_secs(600) {
+            self.warn("drain.delay", "for this long the gateway takes new calls after it was told to end", "5s will do");
+        }
+        Drain { delay: written.delay.0, grace: written.grace.0 }
+    }
+}
+
+/// Sections whose stage comes later: checked, so that a file stays valid when it comes.
+impl Validator<'_> {
+    fn later(&mut self, written: &FileConfig) {
+        self.resume(&written.resume);
+        self.interruption(&written.interruption);
+        self.cache(&written.cache);
+        self.compression(&written.compression);
+        self.normalize(&written.normalize);
+        if written.limits.rate_store == file::RateStore::Redis && written.cache.redis.is_none() {
+            self.error("limits.rate_store", "`redis` needs `cache.redis`", "add it, or use `local`");
+        }
+        if let Some(auth) = &written.auth {
+            self.auth(auth);
+        }
+    }
+
+    fn resume(&mut self, resume: &file::Resume) {
+        self.within("resume.attempts", resume.attempts, 1, 100);
+    }
+
+    fn interruption(&mut self, interruption: &file::Interruption) {
+        if let Some(endpoint) = &interruption.endpoint {
+            self.parsed("interruption.endpoint", endpoint, url::service);
+        }
+        for (i, url) in interruption.notify.iter().enumerate() {
+            self.parsed(&format!("interruption.notify[{i}]"), url, url::service);
+        }
+    }
+
+    fn cache(&mut self, cache: &file::Cache) {
+        if cache.max_entry > cache.capacity && cache.capacity.0 > 0 {
+            let path = if self.source.is_set("cache.max_entry") { "cache.max_entry" } else { "cache.capacity" };
+            let reason = format!("`max_entry` ({}) is greater than `capacity` ({})", cache.max_entry, cache.capacity);
+            self.error(path, reason, "no answer of that size could be kept");
+        }
+        for (i, name) in cache.vary.iter().enumerate() {
+            if http::HeaderName::try_from(name.as_str()).is_err() {
+                let path = format!("cache.vary[{i}]");
+                self.error(&path, format!("`{}` is not the name of a header", short(name)), "such as `x-region`");
+            }
+        }
+        if let Some(redis) = &cache.redis {
+            let url = redis.reveal();
+            if !url.starts_with("redis://") && !url.starts_with("rediss://") {
+                self.error("cache.redis", "not the URL of a Redis", "write it as `redis://host:6379`");
+            }
+            if cache.key_file.is_none() {
+                self.error("cache.redis", "`redis` needs `key_file`", "name a file with the key that seals entries");
+            }
+        }
+        if let Some(file) = &cache.key_file {
+            self.read_secret("cache.key_file", file);
+        }
+    }
+
+    fn compression(&mut self, compression: &file::Compression) {
+        self.paths("compression.exclude", &compression.exclude);
+        for (i, algorithm) in compression.algorithms.iter().enumerate() {
+            if compression.algorithms[..i].contains(algorithm) {
+                self.error(&format!("compression.algorithms[{i}]"), "is in the list twice", "take one out");
+            }
+        }
+        if let file::Flush::After(period) = compression.flush
+            && (period.0.is_zero() || period.0 > Duration::from_secs(5))
+        {
+            self.error("compression.flush", format!("{period} is out of range"), "`event`, or from 1ms to 5s");
+        }
+    }
+
+    fn normalize(&mut self, normalize: &file::Normalize) {
+        let (cap, default) = (normalize.max_tokens_cap, normalize.default_max_tokens);
+        for (field, value) in [("max_tokens_cap", cap), ("default_max_tokens", default)] {
+            if value == Some(0) {
+                self.error(&format!("normalize.{field}"), "0 would allow no answer", "take it out for no limit");
+            }
+        }
+        if let (Some(cap), Some(default)) = (cap, default)
+            && default > cap
+        {
+            let reason = format!("{default} is more than `max_tokens_cap` ({cap})");
+            self.error("normalize.default_max_tokens", reason, "");
+        }
+        if normalize.images.as_ref().is_some_and(|images| images.max_pixels.is_none_or(|n| n == 0)) {
+            self.error("normalize.images", "`images` needs `max_pixels`", "write `images: {max_pixels: 1048576}`");
+        }
+    }
+
+    fn auth(&mut self, auth: &file::Auth) {
+        if auth.keys.is_empty() {
+            self.error("auth", "`auth` without keys would let nobody in", "add `keys`, or take `auth` out");
+        }
+        let mut seen: Vec<(Option<&str>, Option<Secret>)> = Vec::new();
+        for (i, key) in auth.keys.iter().enumerate() {
+            let path = format!("auth.keys[{i}]");
+            let name = key.name.as_deref();
+            match name {
+                None => self.error(&path, format!("`{path}` has no `name`"), "name the tenant"),
+                Some(_) => drop(self.name(&format!("{path}.name"), name)),
+            }
+            let given = key.key.is_some() || key.key_file.is_some();
+            let secret = self.secret(&path, "key", key.key.as_ref(), key.key_file.as_deref());
+            if !given {
+                self.error(&path, format!("`{path}` has no `key`"), "give `key: ${VARIABLE}` or `key_file`");
+            }
+            if name.is_some() && seen.iter().any(|(n, _)| *n == name) {
+                self.error(&format!("{path}.name"), "two keys have this name", "a name is one tenant");
+            }
+            if secret.is_some() && seen.iter().any(|(_, s)| *s == secret) {
+                self.error(&path, "two names have the same key", "give each its own");
+            }
+            let bounds = [
+                ("requests_per_minute", key.requests_per_minute == Some(0)),
+                ("tokens_per_minute", key.tokens_per_minute == Some(0)),
+                ("max_concurrency", key.max_concurrency == Some(0)),
+            ];
+            for (field, _) in bounds.iter().filter(|(_, zero)| *zero) {
+                self.error(&format!("{path}.{field}"), "0 would let no call through", "take it out for no limit");
+            }
+            seen.push((name, secret));
+        }
+    }
+}
+
+/// As [`url::socket`], with the words that `admin` knows.
+fn admin_address(text: &str) -> Result<SocketAddr, Wrong> {
+    match nearest(text, ["off", "same"]) {
+        Some(word) if !text.contains(':') => {
+            Err((format!("`{}` is not an admin address", short(text)), Some(format!("did you mean `{word}`?"))))
+        }
+        _ if text.starts_with("unix:") => {
+            Err(("the admin plane listens on TCP only".to_owned(), Some("such as `127.0.0.1:9090`".to_owned())))
+        }
+        _ => url::socket(text),
+    }
+}
+
+/// `host:port`, or the name of the socket's file.
+fn default_name(url: &BackendUrl) -> Arc<str> {
+    match &url.unix {
+        Some(path) => Arc::from(path.file_name().unwrap_or_default().to_string_lossy()),
+        None if url.host.contains(':') => Arc::from(format!("[{}]:{}", url.host, url.port)),
+        None => Arc::from(format!("{}:{}", url.host, url.port)),
+    }
+}
+
+fn engine(written: file::Engine) -> Option<Engine> {
+    match written {
+        file::Engine::Auto => None,
+        file::Engine::Vllm => Some(Engine::Vllm),
+        file::Engine::Sglang => Some(Engine::Sglang),
+        file::Engine::LlamaCpp => Some(Engine::LlamaCpp),
+        file::Engine::Tgi => Some(Engine::Tgi),
+        file::Engine::Ollama => Some(Engine::Ollama),
+        file::Engine::Triton => Some(Engine::Triton),
+        file::Engine::OpenAi => Some(Engine::OpenAi),
+    }
+}
+
+fn capacity(written: file::Capacity) -> Capacity {
+    match written {
+        file::Capacity::Spot => Capacity::Spot,
+        file::Capacity::OnDemand => Capacity::OnDemand,
+        file::Capacity::Reserved => Capacity::Reserved,
+    }
+}
+
+fn log(written: &file::Log) -> Log {
+    Log {
+        json: written.format == file::LogFormat::Json,
+        level: match written.level {
+            file::Level::Error => Level::Error,
+            file::Level::Warn => Level::Warn,
+            file::Level::Info => Level::Info,
+            file::Level::Debug => Level::Debug,
+            file::Level::Trace => Level::Trace,
+        },
+        access: written.access,
+    }
+}
+
+fn bytes(size: Size) -> usize {
+    usize::try_from(size.0).unwrap_or(usize::MAX)
+}
