@@ -4,15 +4,22 @@
 //! frame and the end, however it comes: whole, failed, or dropped because the reader left.
 
 use std::{
+    cell::Cell,
     fmt,
     pin::Pin,
-    task::{Context, Poll},
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
 
-use crate::error::{Error, Kind};
+use crate::{
+    error::{Error, Kind},
+    runtime::{pace::Pace, ticker::Ticker},
+};
 
 /// A message body: frames of [`Bytes`] and trailers. Not `Send`: it stays on its worker.
 pub struct Body {
@@ -26,9 +33,33 @@ pub type Stream = Pin<Box<dyn HttpBody<Data = Bytes, Error = Error>>>;
 enum Form {
     Empty,
     Whole(Bytes),
-    Upload(hyper::body::Incoming),
+    Upload(Upload),
     Stream(Stream),
 }
+
+/// The client's request body as the listener hands it over. It fails with [`Kind::RequestTimeout`] when, of
+/// [`UPLOAD_WINDOW`] spent waiting for the client, less than [`UPLOAD_LEAST`] bytes came.
+pub struct Upload {
+    incoming: Incoming,
+    source: Option<Source>,
+}
+
+/// Where an upload comes from.
+struct Source {
+    ticker: Ticker,
+    /// Made at the first wait: most bodies come with their head.
+    pace: Option<Pace>,
+    lease: Lease,
+}
+
+/// Waiting time of which an account of an upload's progress is taken.
+pub const UPLOAD_WINDOW: Duration = Duration::from_secs(60);
+/// Bytes that must come in it, so that a byte a minute is not progress.
+pub const UPLOAD_LEAST: u64 = 1024;
+
+/// Counts itself in a cell while it lives: what on a connection is still alive.
+#[derive(Debug)]
+pub struct Lease(Rc<Cell<u32>>);
 
 /// How a body ended.
 #[derive(Debug)]
@@ -61,9 +92,10 @@ impl Body {
         if bytes.is_empty() { Self::empty() } else { Form::Whole(bytes).into() }
     }
 
-    /// The client's request body as hyper reads it.
-    pub fn upload(incoming: hyper::body::Incoming) -> Self {
-        if HttpBody::is_end_stream(&incoming) { Self::empty() } else { Form::Upload(incoming).into() }
+    /// The client's request body, from the listener or as hyper reads it.
+    pub fn upload(upload: impl Into<Upload>) -> Self {
+        let upload = upload.into();
+        if HttpBody::is_end_stream(&upload) { Self::empty() } else { Form::Upload(upload).into() }
     }
 
     /// Any other body.
@@ -151,7 +183,7 @@ impl HttpBody for Body {
                 this.form = Form::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Form::Upload(incoming) => Pin::new(incoming).poll_frame(cx).map(|f| f.map(|f| f.map_err(upload_failed))),
+            Form::Upload(upload) => Pin::new(upload).poll_frame(cx),
             Form::Stream(stream) => stream.as_mut().poll_frame(cx),
         };
         let Poll::Ready(next) = polled else { return Poll::Pending };
@@ -179,7 +211,7 @@ impl HttpBody for Body {
         match &self.form {
             Form::Empty => true,
             Form::Whole(_) => false,
-            Form::Upload(incoming) => incoming.is_end_stream(),
+            Form::Upload(upload) => upload.is_end_stream(),
             Form::Stream(stream) => stream.is_end_stream(),
         }
     }
@@ -188,7 +220,7 @@ impl HttpBody for Body {
         match &self.form {
             Form::Empty => SizeHint::with_exact(0),
             Form::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Form::Upload(incoming) => incoming.size_hint(),
+            Form::Upload(upload) => upload.size_hint(),
             Form::Stream(stream) => stream.size_hint(),
         }
     }
@@ -201,6 +233,109 @@ fn upload_failed(cause: hyper::Error) -> Error {
         (Kind::ClientGone, "the client stopped before its request was complete")
     };
     Error::new(kind, what).with_source(cause)
+}
+
+impl Upload {
+    /// An upload that must make progress and keeps `lease` until it has ended or is dropped.
+    pub fn new(incoming: Incoming, ticker: &Ticker, lease: Lease) -> Self {
+        let ended = HttpBody::is_end_stream(&incoming);
+        Self { incoming, source: (!ended).then(|| Source { ticker: ticker.clone(), pace: None, lease }) }
+    }
+}
+
+impl HttpBody for Upload {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        let Some(source) = &mut this.source else { return polled.map_err(upload_failed) };
+        match polled {
+            Poll::Pending => {
+                let pace = source.pace.get_or_insert_with(|| Pace::new(&source.ticker, UPLOAD_WINDOW, UPLOAD_LEAST));
+                ready!(pace.poll_late(cx));
+                Poll::Ready(Some(Err(too_slow())))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let (Some(pace), Some(data)) = (&mut source.pace, frame.data_ref()) {
+                    pace.moved(data.len() as u64);
+                }
+                if this.incoming.is_end_stream() {
+                    this.source = None;
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(end) => {
+                this.source = None;
+                Poll::Ready(end.map(|end| end.map_err(upload_failed)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl From<Incoming> for Upload {
+    fn from(incoming: Incoming) -> Self {
+        Self { incoming, source: None }
+    }
+}
+
+/// For services that want hyper's own type. The connection cannot see any more when the body ends, so it keeps its
+/// buffers from then on, and slow bodies are not cut.
+impl From<Upload> for Incoming {
+    fn from(upload: Upload) -> Self {
+        if let Some(source) = upload.source {
+            source.lease.forfeit();
+        }
+        upload.incoming
+    }
+}
+
+impl From<Upload> for Body {
+    fn from(upload: Upload) -> Self {
+        Self::upload(upload)
+    }
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Upload")
+    }
+}
+
+impl Lease {
+    /// Stands in the cell, beside the count, once a lease was given up without its end being known.
+    pub const FORFEIT: u32 = 1 << 31;
+
+    /// Counts in `cell` from now on.
+    pub fn new(cell: &Rc<Cell<u32>>) -> Self {
+        cell.set(cell.get() + 1);
+        Self(Rc::clone(cell))
+    }
+
+    /// Leaves its mark for ever: [`Lease::FORFEIT`] is in the cell from now on.
+    pub fn forfeit(self) {
+        self.0.set(self.0.get() | Self::FORFEIT);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+fn too_slow() -> Error {
+    let message = "the request body came too slowly: less than 1 KiB in a minute; send it without pauses";
+    Error::new(Kind::RequestTimeout, message)
 }
 
 impl Drop for Body {

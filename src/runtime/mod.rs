@@ -1,4 +1,6 @@
 //! Life and death of the process: coarse time, drain, signals, supervised tasks, readiness.
 
+pub mod drain;
 pub mod io;
+pub mod pace;
 pub mod ticker;

@@ -1,0 +1,209 @@
+//! The socket, and the socket as hyper sees it.
+//!
+//! [`Io`] notes in a [`Flow`] what the connection has to know of bytes it never sees: whether some came since the
+//! last head, whether a write is blocked, whether the client has ended its side. Reads go through one buffer per
+//! thread and are copied from it in their true length: hyper's own buffer can be filled without `unsafe` only so.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::server::TlsStream;
+
+/// A client's socket.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    /// TLS over one of the others; boxed, its state is more than a kibibyte.
+    Tls(Box<TlsStream<Stream>>),
+}
+
+/// A socket for hyper, with bytes that were read from it before.
+#[derive(Debug)]
+pub(super) struct Io {
+    stream: Stream,
+    early: Bytes,
+    flow: Rc<Flow>,
+}
+
+/// What happened on an [`Io`].
+#[derive(Debug, Default)]
+pub(super) struct Flow {
+    /// Bytes were handed over since this was last cleared.
+    pub(super) fresh: Cell<bool>,
+    /// The last write or flush had to wait for the client.
+    pub(super) blocked: Cell<bool>,
+    /// Bytes the client's side took since this was last taken.
+    pub(super) written: Cell<u64>,
+    /// The client has ended its side, or the socket failed: nothing more will come.
+    pub(super) over: Cell<bool>,
+}
+
+/// As much as is read at once: hyper grows its buffer up to this.
+const SCRATCH: usize = 64 * 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
+}
+
+impl Stream {
+    /// Ready when the socket has bytes, or its end. May be ready too often, never too seldom.
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx).map(drop),
+            Self::Unix(stream) => stream.poll_read_ready(cx).map(drop),
+            Self::Tls(tls) => {
+                let (stream, session) = tls.get_mut();
+                // Bytes may be decrypted already, though the socket is dry.
+                match session.process_new_packets() {
+                    Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => {
+                        stream.poll_readable(cx)
+                    }
+                    _ => Poll::Ready(()),
+                }
+            }
+        }
+    }
+
+    /// The address the client connected to.
+    pub(super) fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Unix(_) => None,
+            Self::Tls(tls) => tls.get_ref().0.local(),
+        }
+    }
+
+    /// Reads and forgets; the number of bytes, 0 at the end.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        BUFFER.with_borrow_mut(|scratch| {
+            let mut read = ReadBuf::new(scratch);
+            Pin::new(self).poll_read(cx, &mut read).map_ok(|()| read.filled().len())
+        })
+    }
+
+    /// Writes what the socket takes at once and forgets the rest: for a last word to a client that is cut off.
+    pub(super) fn last_word(&mut self, bytes: &[u8]) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let _ = Pin::new(&mut *self).poll_write(&mut cx, bytes);
+        let _ = Pin::new(self).poll_flush(&mut cx);
+    }
+}
+
+impl Io {
+    /// `early` is read first.
+    pub(super) fn new(stream: Stream, early: Bytes, flow: Rc<Flow>) -> Self {
+        Self { stream, early, flow }
+    }
+
+    /// The socket, and early bytes that were never asked for.
+    pub(super) fn into_parts(self) -> (Stream, Bytes) {
+        (self.stream, self.early)
+    }
+
+    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.flow.blocked.set(polled.is_pending());
+        if let Poll::Ready(Ok(n)) = polled {
+            self.flow.written.set(self.flow.written.get() + n as u64);
+        }
+        polled
+    }
+}
+
+impl hyper::rt::Read for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.early.is_empty() {
+            let n = this.early.len().min(buf.remaining());
+            buf.put_slice(&this.early[..n]);
+            this.early.advance(n);
+            if this.early.is_empty() {
+                this.early = Bytes::new();
+            }
+            this.flow.fresh.set(true);
+            return Poll::Ready(Ok(()));
+        }
+        BUFFER.with_borrow_mut(|scratch| {
+            let n = scratch.len().min(buf.remaining());
+            let mut read = ReadBuf::new(&mut scratch[..n]);
+            let polled = Pin::new(&mut this.stream).poll_read(cx, &mut read);
+            match &polled {
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => {
+                    this.flow.fresh.set(true);
+                    buf.put_slice(read.filled());
+                }
+                Poll::Ready(_) => this.flow.over.set(true),
+                Poll::Pending => {}
+            }
+            polled
+        })
+    }
+}
+
+impl hyper::rt::Write for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wrote(polled)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        self.flow.blocked.set(polled.is_pending());
+        polled
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
