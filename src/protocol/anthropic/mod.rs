@@ -1,0 +1,3 @@
+//! What is Anthropic's own shape.
+
+pub mod error;

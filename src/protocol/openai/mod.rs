@@ -1,0 +1,3 @@
+//! What is OpenAI's own shape.
+
+pub mod error;
