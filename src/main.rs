@@ -1,20 +1,12 @@
-//! The `sluicegate` command.
+//! The binary: arguments in, exit code out. What it does is in `sluicegate::cli`.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use sluicegate::cli;
-
-/// A high-performance inference gateway.
-#[derive(Parser)]
-#[command(version)]
-enum Command {
-    /// One simulated backend
-    Sim(cli::sim::Args),
-}
+// Gives the memory of connections and bodies that ended back to the system; settings in .cargo/config.toml.
+#[cfg(all(feature = "jemalloc", not(target_env = "msvc")))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    match Command::parse() {
-        Command::Sim(args) => cli::sim::run(args),
-    }
+    sluicegate::cli::main()
 }
