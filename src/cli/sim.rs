@@ -53,7 +53,7 @@ Examples:
   sluicegate sim --fault 503,p=0.1 --fault stall,after=5,times=1";
 
 /// A number with its unit: `ms`, `s` or `m`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a time; write 50ms, 1.5s or 2m");
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
     let (number, unit) = text.split_at(at);
