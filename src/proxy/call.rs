@@ -4,9 +4,10 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, uri::PathAndQuery};
+use http_body::Body as _;
 use tokio::time::Instant;
 
-use super::record::Record;
+use super::{normalize::payload::Reservation, record::Record};
 use crate::{body::Body, protocol::endpoint::Endpoint};
 
 /// A normalised request. Made once by `normalize`, shared (not copied) by the attempts that `route` makes of it.
@@ -30,6 +31,10 @@ pub struct Call {
     pub pinned: Option<Arc<str>>,
     /// When the client no longer wants the answer: its own deadline or `timeouts.total`.
     pub deadline: Instant,
+    /// How long the client waits for a place at a backend, where it says so.
+    pub wait_until: Option<Instant>,
+    /// A WebSocket handshake: the answer's 101 joins both sides.
+    pub tunnel: bool,
     /// Known endpoints and idempotent methods may be sent twice (CONTRACT: before the first byte of a body).
     pub repeatable: bool,
     /// What is told of it at its end.
@@ -38,19 +43,42 @@ pub struct Call {
 
 /// The request's content.
 #[derive(Debug)]
-pub enum Payload {
-    /// Read whole, so that it can be sent again. The memory is counted against `limits.body_memory`.
-    Whole(Bytes),
+pub struct Payload(Kept);
+
+#[derive(Debug)]
+enum Kept {
+    Empty,
+    /// Read whole, so that it can be sent again; its memory is counted until the call is over.
+    Whole(Bytes, #[expect(dead_code, reason = "held for its drop")] Reservation),
     /// Streamed through; taken by the first attempt.
     Upload(RefCell<Option<Body>>),
 }
 
 impl Payload {
+    /// Content that was read whole, and the share of `limits.body_memory` it holds.
+    pub fn whole(bytes: Bytes, share: Reservation) -> Self {
+        Self(Kept::Whole(bytes, share))
+    }
+
+    /// Content that passes once.
+    pub fn upload(body: Body) -> Self {
+        Self(if body.is_end_stream() { Kept::Empty } else { Kept::Upload(RefCell::new(Some(body))) })
+    }
+
     /// A body for the next attempt; `None` when a streamed one is gone already.
     pub fn next(&self) -> Option<Body> {
-        match self {
-            Self::Whole(bytes) => Some(Body::whole(bytes.clone())),
-            Self::Upload(body) => body.borrow_mut().take(),
+        match &self.0 {
+            Kept::Empty => Some(Body::empty()),
+            Kept::Whole(bytes, _) => Some(Body::whole(bytes.clone())),
+            Kept::Upload(body) => body.borrow_mut().take(),
+        }
+    }
+
+    /// The content, where it was read.
+    pub fn bytes(&self) -> Option<&Bytes> {
+        match &self.0 {
+            Kept::Whole(bytes, _) => Some(bytes),
+            _ => None,
         }
     }
 }

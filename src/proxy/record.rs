@@ -2,40 +2,95 @@
 
 use std::{
     cell::{Cell, RefCell},
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
 
+use http::{HeaderValue, Method, uri::PathAndQuery};
 use tokio::time::Instant;
 
-use crate::{error::Kind, protocol::endpoint::Endpoint};
+use crate::{
+    error::Kind,
+    fleet::Backend,
+    listener::Peer,
+    protocol::{
+        endpoint::{self, Dialect, Endpoint},
+        usage::{Finish, Usage},
+    },
+};
 
-/// One request's story. Every field has one writer: the stage it is named for.
+/// One request's story. Every field has one writer: the stage it stands under.
 #[derive(Debug)]
 pub struct Record {
+    // observe
     /// When the head was read.
     pub start: Instant,
-    /// `x-request-id`.
-    pub id: RefCell<http::HeaderValue>,
+    /// `x-request-id`: the client's own or made here.
+    pub id: HeaderValue,
+    pub method: Method,
+    pub path: PathAndQuery,
+    pub peer: Rc<Peer>,
+    /// How errors are told on this path.
+    pub dialect: Dialect,
+    pub endpoint: Endpoint,
     // normalize
-    pub endpoint: Cell<Endpoint>,
     pub model: RefCell<Option<Arc<str>>>,
     pub stream: Cell<bool>,
+    /// Bytes of the request's body, as far as they were read.
+    pub received: Cell<u64>,
+    /// Time spent reading the client's body: its own pace, not ours.
+    pub receiving: Cell<Duration>,
     // route
-    pub backend: RefCell<Option<Arc<crate::fleet::Backend>>>,
+    pub backend: RefCell<Option<Arc<Backend>>>,
+    /// Tries made, the first included.
     pub attempts: Cell<u32>,
+    /// Time spent waiting for a place.
     pub queued: Cell<Duration>,
     /// Why it went where it went.
     pub why: Cell<&'static str>,
     // upstream
-    /// When the first attempt left for a backend.
-    pub sent: Cell<Option<Instant>>,
+    /// Time spent waiting for backends, up to the head of the answer that was taken.
+    pub waited: Cell<Duration>,
     /// When the answer's head came.
     pub head: Cell<Option<Instant>>,
     /// When the first byte of its body came.
     pub first_byte: Cell<Option<Instant>>,
-    pub usage: Cell<crate::protocol::usage::Usage>,
-    pub finish: Cell<crate::protocol::usage::Finish>,
+    /// When the newest byte of its body came.
+    pub last_byte: Cell<Option<Instant>>,
+    pub usage: Cell<Usage>,
+    pub finish: Cell<Finish>,
     /// What cut the answer.
     pub cut: Cell<Option<Kind>>,
+}
+
+impl Record {
+    /// A story that has just begun.
+    pub fn new(start: Instant, id: HeaderValue, request: &http::Request<impl Sized>, peer: Rc<Peer>) -> Self {
+        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        Self {
+            start,
+            id,
+            method: request.method().clone(),
+            dialect: endpoint::dialect(path.path()),
+            endpoint: Endpoint::of(request.method(), path.path()),
+            path,
+            peer,
+            model: RefCell::default(),
+            stream: Cell::default(),
+            received: Cell::default(),
+            receiving: Cell::default(),
+            backend: RefCell::default(),
+            attempts: Cell::default(),
+            queued: Cell::default(),
+            why: Cell::new("-"),
+            waited: Cell::default(),
+            head: Cell::default(),
+            first_byte: Cell::default(),
+            last_byte: Cell::default(),
+            usage: Cell::default(),
+            finish: Cell::default(),
+            cut: Cell::default(),
+        }
+    }
 }

@@ -1,0 +1,214 @@
+//! Composition root: a [`Config`] becomes an [`App`]: sockets bound, both planes built, run until drained.
+//!
+//! Threads: one per worker (data plane), and the one that calls [`App::run`] (control and admin plane). They share
+//! [`Shared`]: the fleet, the registry of metrics, the drain, and the configuration in force.
+
+mod control;
+mod worker;
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    config::{self, AdminAt, Config, Env, Flags},
+    fleet::{Fleet, response_ids::ResponseIds},
+    listener::{self, BindError, Limit, Socket, tls},
+    proxy::{
+        normalize::{headers::Via, payload::Memory},
+        route,
+    },
+    runtime::{
+        drain::{Drain, DrainHandle},
+        signal::Signal,
+    },
+    telemetry::metrics::Registry,
+};
+
+/// A gateway whose sockets are bound and which is not running yet.
+#[derive(Debug)]
+pub struct App {
+    shared: Arc<Shared>,
+    configs: watch::Sender<Arc<Config>>,
+    drain: DrainHandle,
+    sockets: Vec<Socket>,
+    admin: Option<Socket>,
+    orders: mpsc::Receiver<Signal>,
+    stop: Stop,
+    options: Options,
+}
+
+/// What a start may want besides the configuration.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Where the configuration came from, to be read again; `None` = it never changes.
+    pub source: Option<Source>,
+    /// React to SIGTERM, SIGINT and SIGHUP.
+    pub signals: bool,
+}
+
+/// A configuration that can be read again.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub file: Option<PathBuf>,
+    pub env: Env,
+    pub flags: Flags,
+    /// Files whose change asks for a reload.
+    pub watch: Vec<PathBuf>,
+}
+
+/// What both planes and all workers share.
+#[derive(Debug)]
+struct Shared {
+    fleet: Arc<Fleet>,
+    registry: Registry,
+    drain: Drain,
+    config: ArcSwap<Config>,
+    limit: Limit,
+    memory: Memory,
+    response_ids: ResponseIds,
+    route: Arc<route::Shared>,
+    via: Via,
+    /// Different in every process: what request ids start from.
+    seed: u64,
+    tls: Option<Arc<tls::Reloading>>,
+    admin_tls: Option<Arc<tls::Reloading>>,
+}
+
+/// Ends a running gateway, from any thread.
+#[derive(Clone, Debug)]
+pub struct Stop(mpsc::Sender<Signal>);
+
+/// Why it cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    #[error("a thread or runtime cannot be made: {0}; the system's limits on threads or descriptors are too low")]
+    Runtime(io::Error),
+    #[error("the {0} died")]
+    Died(&'static str),
+}
+
+impl App {
+    /// Binds every socket and builds what is shared.
+    ///
+    /// # Errors
+    /// An address that is taken, a certificate that cannot be read.
+    pub fn bind(config: Config, options: Options) -> Result<Self, AppError> {
+        let sockets = listener::bind(&config.listen, config.workers)?;
+        let admin = match &config.admin.at {
+            AdminAt::Tcp(address) => listener::bind(&config::Listen::Tcp(*address), 1)?.pop(),
+            AdminAt::Off | AdminAt::Same => None,
+        };
+        let reloading = |files: &Option<_>| files.as_ref().map(tls::Reloading::new).transpose();
+        let (drain, watched) = DrainHandle::new();
+        let (orders_in, orders) = mpsc::channel(8);
+        let seed = random();
+        let fleet = Fleet::new(&config);
+        let shared = Shared {
+            route: Arc::new(route::Shared::new(&fleet, &config)),
+            fleet,
+            registry: Registry::new(),
+            drain: watched,
+            limit: Limit::new(config.limits.connections),
+            memory: Memory::new(config.limits.body_memory),
+            response_ids: ResponseIds::default(),
+            via: Via::new(&format!("{:08x}", seed as u32)),
+            seed,
+            tls: reloading(&config.tls)?,
+            admin_tls: reloading(&config.admin.tls)?,
+            config: ArcSwap::from_pointee(config.clone()),
+        };
+        let (configs, _) = watch::channel(Arc::new(config));
+        Ok(Self { shared: Arc::new(shared), configs, drain, sockets, admin, orders, stop: Stop(orders_in), options })
+    }
+
+    /// The data plane's address; `None` for a unix socket.
+    pub fn listens_at(&self) -> Option<SocketAddr> {
+        self.sockets.first().and_then(Socket::address)
+    }
+
+    /// The admin plane's own address, if it has one.
+    pub fn admin_at(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(Socket::address)
+    }
+
+    /// Ends the app once it runs.
+    pub fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+
+    /// Runs both planes on this thread and the workers' until the last request has ended.
+    ///
+    /// # Errors
+    /// When a thread cannot be made, or one of them died.
+    pub fn run(self) -> Result<(), AppError> {
+        let workers = self
+            .sockets
+            .into_iter()
+            .enumerate()
+            .map(|(index, socket)| {
+                let (shared, configs) = (Arc::clone(&self.shared), self.configs.subscribe());
+                let guard = self.shared.drain.guard();
+                thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                    let ended = worker::run(&shared, configs, socket, index);
+                    drop(guard);
+                    ended
+                })
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(AppError::Runtime)?;
+        let control = control::Control {
+            shared: Arc::clone(&self.shared),
+            configs: self.configs,
+            drain: self.drain,
+            orders: self.orders,
+            stop: self.stop,
+            options: self.options,
+        };
+        control.run(self.admin)?;
+        for worker in workers {
+            worker.join().map_err(|_| AppError::Died("worker"))?.map_err(AppError::Runtime)?;
+        }
+        Ok(())
+    }
+}
+
+impl Stop {
+    /// As SIGTERM: readiness off, finish what runs, end.
+    pub fn terminate(&self) {
+        self.give(Signal::Terminate);
+    }
+
+    /// As a second SIGTERM.
+    pub fn at_once(&self) {
+        self.give(Signal::Terminate);
+        self.give(Signal::Terminate);
+    }
+
+    /// As SIGHUP.
+    pub fn reload(&self) {
+        self.give(Signal::Reload);
+    }
+
+    fn give(&self, signal: Signal) {
+        // Full or closed: it is ending already.
+        let _ = self.0.try_send(signal);
+    }
+}
+
+/// The keys of the standard library's hasher are random in every process.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}

@@ -1,0 +1,205 @@
+//! One worker: its own thread, runtime, socket, connections and stack.
+
+use std::{cell::RefCell, io, rc::Rc, sync::Arc};
+
+use hyper::service::Service;
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    sync::watch,
+};
+
+use super::Shared;
+use crate::{
+    body::Upload,
+    client::{self, Client, Counters, Resolver},
+    config::Config,
+    listener::{self, Answering, Peer, Socket, Stats},
+    proxy::{
+        EdgeService, Inbound,
+        local::Local,
+        normalize::{Settings, headers::Forwarded},
+        observe::{Ids, Metrics, Observe},
+        stack::{self, Pieces},
+        upstream::Upstream,
+    },
+    runtime::ticker::Ticker,
+    telemetry::{
+        access::AccessLog,
+        metrics::{Name, Table},
+    },
+};
+
+/// What outlives a reload on this worker.
+struct Worker {
+    shared: Arc<Shared>,
+    ticker: Ticker,
+    table: Table,
+    metrics: Rc<Metrics>,
+    ids: Rc<Ids>,
+    access_log: AccessLog,
+    resolver: Rc<Resolver>,
+    /// The client, and what it was made of.
+    client: RefCell<(client::Settings, Client)>,
+    config: RefCell<Arc<Config>>,
+    edge: RefCell<EdgeService>,
+}
+
+/// Serves `socket` until the drain lets go.
+pub(super) fn run(
+    shared: &Arc<Shared>,
+    configs: watch::Receiver<Arc<Config>>,
+    socket: Socket,
+    index: usize,
+) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())?;
+    runtime.block_on(serve(Arc::clone(shared), configs, socket, index))
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    mut configs: watch::Receiver<Arc<Config>>,
+    socket: Socket,
+    index: usize,
+) -> io::Result<()> {
+    let ticker = Ticker::default();
+    spawn(ticker.clone().run());
+    let config = Arc::clone(&configs.borrow_and_update());
+    let settings = Rc::new(listener::Settings::new(&config.limits, shared.limit.clone(), shared.tls.clone()));
+    let worker = Rc::new(Worker::new(Arc::clone(&shared), ticker.clone(), config, index));
+    let stats = stats(&worker.table);
+    spawn(Rc::clone(&worker).follow(configs));
+    let drain = shared.drain.clone();
+    listener::serve(socket, settings, ticker, drain, stats, move |peer| Connection::new(&worker, peer)).await
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock and the reload of a worker end with its runtime")]
+fn spawn(task: impl Future<Output = ()> + 'static) {
+    tokio::task::spawn_local(task);
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, ticker: Ticker, config: Arc<Config>, index: usize) -> Self {
+        let table = shared.registry.table();
+        let metrics = Rc::new(Metrics::new(table.clone()));
+        let ids = Rc::new(Ids::new(shared.seed.wrapping_add((index as u64) << 32)));
+        let resolver = Rc::new(Resolver::default());
+        let settings = client::Settings::new(config.timeouts.connect, config.limits.header_bytes);
+        let client = Client::new(settings.clone(), ticker.clone(), Rc::clone(&resolver), counters(&table));
+        let access_log = AccessLog::new(shared.access_writer.clone(), &ticker, config.log.json);
+        let client = RefCell::new((settings, client));
+        let parts = Parts { shared: &shared, ticker: &ticker, metrics: &metrics, ids: &ids, access_log: &access_log };
+        let edge = RefCell::new(parts.edge(&config, &client.borrow().1));
+        Self { shared, ticker, table, metrics, ids, access_log, resolver, client, config: RefCell::new(config), edge }
+    }
+
+    /// Takes every new configuration: requests under way keep the old stack until they end.
+    async fn follow(self: Rc<Self>, mut configs: watch::Receiver<Arc<Config>>) {
+        while configs.changed().await.is_ok() {
+            let config = Arc::clone(&configs.borrow_and_update());
+            let settings = client::Settings::new(config.timeouts.connect, config.limits.header_bytes);
+            if settings != self.client.borrow().0 {
+                let client =
+                    Client::new(settings.clone(), self.ticker.clone(), Rc::clone(&self.resolver), counters(&self.table));
+                self.client.replace((settings, client));
+            }
+            let parts = Parts {
+                shared: &self.shared,
+                ticker: &self.ticker,
+                metrics: &self.metrics,
+                ids: &self.ids,
+                access_log: &self.access_log,
+            };
+            self.edge.replace(parts.edge(&config, &self.client.borrow().1));
+            self.config.replace(config);
+        }
+    }
+}
+
+/// What a stack is made of, beside its configuration.
+struct Parts<'a> {
+    shared: &'a Arc<Shared>,
+    ticker: &'a Ticker,
+    metrics: &'a Rc<Metrics>,
+    ids: &'a Rc<Ids>,
+    access_log: &'a AccessLog,
+}
+
+impl Parts<'_> {
+    fn edge(&self, config: &Config, client: &Client) -> EdgeService {
+        let shared = self.shared;
+        stack::edge(Pieces {
+            observe: Rc::new(Observe {
+                metrics: Rc::clone(self.metrics),
+                access_log: config.log.access.then(|| self.access_log.clone()),
+                debug_headers: config.debug_headers,
+                ids: Rc::clone(self.ids),
+            }),
+            normalize: Rc::new(Settings {
+                via: shared.via.clone(),
+                passthrough: config.routing.passthrough.clone(),
+                aliases: config.routing.aliases.iter().cloned().collect(),
+                cap: config.limits.request_body,
+                memory: shared.memory.clone(),
+                total: config.timeouts.total,
+                response_ids: shared.response_ids.clone(),
+            }),
+            local: Rc::new(Local { fleet: Arc::clone(&shared.fleet), aliases: config.routing.aliases.clone() }),
+            route: Rc::new(shared.route.context(config)),
+            upstream: Rc::new(Upstream {
+                client: client.clone(),
+                ticker: self.ticker.clone(),
+                timeouts: config.timeouts,
+                response_ids: shared.response_ids.clone(),
+                targets: RefCell::default(),
+            }),
+        })
+    }
+}
+
+/// The service of one connection.
+struct Connection {
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    forwarded: Rc<Forwarded>,
+}
+
+impl Connection {
+    fn new(worker: &Rc<Worker>, peer: Rc<Peer>) -> Self {
+        let trusted = &worker.config.borrow().trusted_proxies;
+        let forwarded = Rc::new(Forwarded::new(peer.address.map(|a| a.ip()), peer.tls, trusted));
+        Self { worker: Rc::clone(worker), peer, forwarded }
+    }
+}
+
+impl Service<http::Request<Upload>> for Connection {
+    type Response = http::Response<crate::body::Body>;
+    type Error = std::convert::Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: http::Request<Upload>) -> Answering {
+        let inbound = Inbound { request, peer: Rc::clone(&self.peer), forwarded: Rc::clone(&self.forwarded) };
+        self.worker.edge.borrow().answer(inbound)
+    }
+}
+
+fn stats(table: &Table) -> Stats {
+    Stats {
+        accepted: table.counter(Name::ConnectionsAccepted, &[]),
+        refused: table.counter(Name::ConnectionsRefused, &[]),
+        accept_failures: table.counter(Name::AcceptFailures, &[]),
+        late_heads: table.counter(Name::HeaderTimeouts, &[]),
+        stalled: table.counter(Name::ConnectionsStalled, &[]),
+        tls_failures: table.counter(Name::TlsFailures, &[]),
+        folded: table.counter(Name::ConnectionsFolded, &[]),
+        panics: table.counter(Name::Panics, &[]),
+        open: table.gauge(Name::ConnectionsOpen, &[]),
+    }
+}
+
+fn counters(table: &Table) -> Counters {
+    Counters {
+        opened: table.counter(Name::UpstreamConnectionsOpened, &[]),
+        reused: table.counter(Name::UpstreamConnectionsReused, &[]),
+        stale: table.counter(Name::UpstreamConnectionsStale, &[]),
+    }
+}

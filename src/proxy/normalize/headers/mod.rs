@@ -1,0 +1,191 @@
+//! What of a head may pass a proxy, and what it must add (RFC 9110 §7.6, RFC 7239).
+
+use std::{fmt::Write as _, net::IpAddr};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Version,
+    header::{self, Entry},
+};
+
+use crate::{
+    config::Cidr,
+    error::{Error, Kind},
+};
+
+/// Fields that concern one connection only. `te`, `upgrade` and `transfer-encoding` are among them: what is
+/// forwarded is framed anew.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// What a backend tells an outer Sluicegate; it never goes further.
+const INTERRUPTION: HeaderName = HeaderName::from_static("x-sluicegate-interruption");
+
+/// How this instance names itself in `Via`.
+#[derive(Clone, Debug)]
+pub struct Via {
+    name: String,
+    http1: HeaderValue,
+    http2: HeaderValue,
+}
+
+impl Via {
+    /// `instance` is unique to this process: two Sluicegates in a row are no loop.
+    pub fn new(instance: &str) -> Self {
+        let name = format!("sluicegate-{instance}");
+        let value = |version| {
+            HeaderValue::try_from(format!("{version} {name}")).expect("an instance name is visible ASCII")
+        };
+        Self { http1: value("1.1"), http2: value("2.0"), name }
+    }
+
+    /// Adds this instance to the way `headers` came.
+    ///
+    /// # Errors
+    /// [`Kind::LoopDetected`] when it is there already.
+    pub fn stamp(&self, headers: &mut HeaderMap, version: Version) -> Result<(), Error> {
+        let own = if version == Version::HTTP_2 { &self.http2 } else { &self.http1 };
+        match headers.entry(header::VIA) {
+            Entry::Vacant(empty) => {
+                empty.insert(own.clone());
+            }
+            Entry::Occupied(mut way) => {
+                let been_here = |value: &HeaderValue| {
+                    value.as_bytes().split(|b| *b == b',').any(|hop| {
+                        hop.trim_ascii().split(u8::is_ascii_whitespace).nth(1) == Some(self.name.as_bytes())
+                    })
+                };
+                if way.iter().any(been_here) {
+                    return Err(Error::new(
+                        Kind::LoopDetected,
+                        format!("this request came through {} already: a backend's url leads back to it", self.name),
+                    ));
+                }
+                way.append(own.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes what concerns the client's connection only, and fields that only this gateway may set.
+pub fn strip_request(headers: &mut HeaderMap) {
+    // `TE: trailers` is the one coding that may pass: gRPC insists on it.
+    let trailers = headers
+        .get(header::TE)
+        .is_some_and(|te| te.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers")));
+    strip_hop_by_hop(headers);
+    headers.remove(header::EXPECT);
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(INTERRUPTION);
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Removes what concerns the backend's connection only.
+pub fn strip_response(headers: &mut HeaderMap) {
+    strip_hop_by_hop(headers);
+    headers.remove(INTERRUPTION);
+}
+
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            // These are the message's own: naming them in Connection is an attack (RFC 9110 §7.6.1).
+            .filter(|name| !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::CONTENT_TYPE | header::AUTHORIZATION))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// What the connection adds to each of its requests; made once per connection.
+#[derive(Debug)]
+pub struct Forwarded {
+    trusted: bool,
+    address: HeaderValue,
+    proto: HeaderValue,
+    forwarded: HeaderValue,
+}
+
+impl Forwarded {
+    /// For a client at `address` (`None` on a unix socket, which is trusted: it is this machine).
+    pub fn new(address: Option<IpAddr>, tls: bool, trusted: &[Cidr]) -> Self {
+        let proto = if tls { "https" } else { "http" };
+        let mut node = String::new();
+        match address {
+            Some(IpAddr::V6(ip)) => write!(node, "\"[{ip}]\""),
+            Some(ip) => write!(node, "{ip}"),
+            None => write!(node, "unknown"),
+        }
+        .expect("writing to a String does not fail");
+        let text = |s: String| HeaderValue::try_from(s).expect("an address is visible ASCII");
+        Self {
+            trusted: address.is_none_or(|ip| trusted.iter().any(|net| net.contains(ip))),
+            address: text(address.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string())),
+            proto: HeaderValue::from_static(proto),
+            forwarded: text(format!("for={node};proto={proto}")),
+        }
+    }
+
+    /// Appends to what a trusted proxy said; replaces what anybody else claims.
+    pub fn stamp(&self, headers: &mut HeaderMap, host: Option<HeaderValue>) {
+        if self.trusted {
+            append(headers, X_FORWARDED_FOR, &self.address);
+            append(headers, header::FORWARDED, &self.forwarded);
+            headers.entry(X_FORWARDED_PROTO).or_insert_with(|| self.proto.clone());
+            if let Some(host) = host {
+                headers.entry(X_FORWARDED_HOST).or_insert(host);
+            }
+            return;
+        }
+        headers.insert(X_FORWARDED_FOR, self.address.clone());
+        headers.insert(header::FORWARDED, self.forwarded.clone());
+        headers.insert(X_FORWARDED_PROTO, self.proto.clone());
+        match host {
+            Some(host) => headers.insert(X_FORWARDED_HOST, host),
+            None => headers.remove(X_FORWARDED_HOST),
+        };
+    }
+
+    /// The address the request came from at first, as far as trusted proxies tell.
+    pub fn client<'a>(&'a self, headers: &'a HeaderMap) -> &'a str {
+        let told = headers.get(X_FORWARDED_FOR).filter(|_| self.trusted).and_then(|v| v.to_str().ok());
+        told.and_then(|list| list.split(',').next()).map(str::trim).unwrap_or_else(|| self.address.to_str().unwrap_or("unknown"))
+    }
+}
+
+fn append(headers: &mut HeaderMap, name: HeaderName, own: &HeaderValue) {
+    let joined = headers.get_all(&name).iter().fold(Vec::new(), |mut all: Vec<u8>, value| {
+        all.extend_from_slice(value.as_bytes());
+        all.extend_from_slice(b", ");
+        all
+    });
+    let value = if joined.is_empty() {
+        own.clone()
+    } else {
+        HeaderValue::from_maybe_shared(bytes::Bytes::from([&joined, own.as_bytes()].concat())).unwrap_or_else(|_| own.clone())
+    };
+    headers.insert(name, value);
+}
+
+#[cfg(test)]
+mod tests;

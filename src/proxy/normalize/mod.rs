@@ -1,0 +1,284 @@
+//! The single conversion point: `http::Request` → [`Call`].
+//!
+//! Takes an [`Arrival`], makes a [`Call`]: hop-by-hop fields gone, ids and forwarding fields set, endpoint and model
+//! known. A body is read only where the model is in it (JSON, forms); it is scanned once and never written back. The
+//! one edit is an alias: a few bytes of the model's name.
+//!
+//! Acts on the request. When the client leaves: the read is dropped, and with it its memory.
+
+pub mod headers;
+pub mod payload;
+
+use std::{borrow::Cow, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Version, header, request::Parts};
+use tokio::time::Instant;
+use tower::{Service, service_fn};
+
+use self::{
+    headers::Via,
+    payload::Memory,
+};
+use super::{
+    Arrival, Response,
+    call::{Call, Payload},
+    record::Record,
+};
+use crate::{
+    body::Upload,
+    config::Passthrough,
+    error::{Error, Kind},
+    fleet::response_ids::ResponseIds,
+    protocol::{
+        endpoint::{self, Endpoint},
+        json, multipart, query,
+    },
+};
+
+/// What the stage needs.
+#[derive(Debug)]
+pub struct Settings {
+    pub via: Via,
+    pub passthrough: Passthrough,
+    /// alias → model
+    pub aliases: HashMap<Arc<str>, Arc<str>>,
+    /// `limits.request_body`
+    pub cap: usize,
+    pub memory: Memory,
+    /// `timeouts.total`
+    pub total: Duration,
+    pub response_ids: ResponseIds,
+}
+
+/// The stage.
+pub fn normalize<S>(
+    settings: Rc<Settings>,
+    inner: S,
+) -> impl Service<Arrival, Response = Response, Error = Error, Future = impl Future<Output = Result<Response, Error>>> + Clone
+where
+    S: Service<Call, Response = Response, Error = Error> + Clone,
+{
+    service_fn(move |arrival| {
+        let (settings, mut inner) = (Rc::clone(&settings), inner.clone());
+        async move {
+            let call = settings.convert(arrival).await?;
+            // Stages are always ready: what they wait for, they wait for in `call`.
+            inner.call(call).await
+        }
+    })
+}
+
+/// Where in a request the model was named.
+#[derive(Default)]
+struct Named {
+    model: Option<Arc<str>>,
+    alias: Option<Arc<str>>,
+    stream: bool,
+    previous: Option<String>,
+}
+
+impl Settings {
+    async fn convert(&self, arrival: Arrival) -> Result<Call, Error> {
+        let Arrival { request, record, forwarded } = arrival;
+        let (mut head, body) = request.into_parts();
+        self.admit_path(&head, record.endpoint)?;
+        let tunnel = upgrade(&head, record.endpoint)?;
+
+        let host = host(&mut head);
+        headers::strip_request(&mut head.headers);
+        self.via.stamp(&mut head.headers, head.version)?;
+        forwarded.stamp(&mut head.headers, host);
+        head.headers.insert(super::X_REQUEST_ID, record.id.clone());
+
+        let (payload, named) = self.payload(&head, body, &record).await?;
+        record.model.replace(named.model.clone());
+        record.stream.set(named.stream);
+        let pinned = self.pinned(&record, named.previous.as_deref());
+        Ok(Call {
+            endpoint: record.endpoint,
+            repeatable: record.endpoint.repeatable(&head.method),
+            wait_until: patience(&head.headers).and_then(|wait| record.start.checked_add(wait)),
+            deadline: record.start + self.total,
+            method: head.method,
+            path: record.path.clone(),
+            headers: head.headers,
+            payload,
+            model: named.model,
+            alias: named.alias,
+            stream: named.stream,
+            pinned,
+            tunnel,
+            record,
+        })
+    }
+
+    fn admit_path(&self, head: &Parts, endpoint: Endpoint) -> Result<(), Error> {
+        let path = head.uri.path();
+        let allowed = match &self.passthrough {
+            Passthrough::All => true,
+            Passthrough::Known => endpoint != Endpoint::Passthrough,
+            Passthrough::Paths(prefixes) => {
+                endpoint != Endpoint::Passthrough || prefixes.iter().any(|prefix| below(path, prefix))
+            }
+        };
+        if allowed {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::EndpointNotAllowed,
+            format!("{path} is not served here: it is not a known endpoint, and routing.passthrough does not list it"),
+        ))
+    }
+
+    /// The body, and what it says of itself.
+    async fn payload(&self, head: &Parts, body: Upload, record: &Rc<Record>) -> Result<(Payload, Named), Error> {
+        let form = form_of(head, record.endpoint);
+        let asked = head.uri.query().and_then(query::model);
+        if matches!(form, Form::Opaque) {
+            let named = self.named(asked.as_deref());
+            let body = payload::stream(body, self.cap, Rc::clone(record))?;
+            return Ok((Payload::upload(body), named));
+        }
+        let asked_at = Instant::now();
+        let (bytes, share) = payload::read(body, self.cap, &self.memory).await?;
+        record.receiving.set(asked_at.elapsed());
+        record.received.set(bytes.len() as u64);
+        let (bytes, mut named) = match form {
+            Form::Json => self.json(bytes),
+            Form::Multipart => self.multipart(&head.headers, bytes),
+            Form::Opaque | Form::Coded => (bytes, Named::default()),
+        };
+        if named.model.is_none() {
+            let by_query = self.named(asked.as_deref());
+            (named.model, named.alias) = (by_query.model, by_query.alias);
+        }
+        Ok((Payload::whole(bytes, share), named))
+    }
+
+    /// One pass over a JSON body. What is not an object is left to the engine, which knows how to refuse it.
+    fn json(&self, bytes: Bytes) -> (Bytes, Named) {
+        let Ok(fields) = json::scan(&bytes) else { return (bytes, Named::default()) };
+        let mut named = self.named(fields.model.as_ref().map(|model| &*model.text));
+        named.stream = fields.stream == Some(true);
+        named.previous = fields.previous_response_id.map(Cow::into_owned);
+        let edited = match (&named.alias, &named.model, &fields.model) {
+            (Some(_), Some(model), Some(at)) => Some(json::replace_model(&bytes, &at.span, model)),
+            _ => None,
+        };
+        (edited.map_or(bytes, Bytes::from), named)
+    }
+
+    fn multipart(&self, headers: &HeaderMap, bytes: Bytes) -> (Bytes, Named) {
+        let found = headers
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|content_type| multipart::model(content_type, &bytes));
+        let Some(found) = found else { return (bytes, Named::default()) };
+        let named = self.named(Some(&found.text));
+        let edited = match (&named.alias, &named.model) {
+            (Some(_), Some(model)) => {
+                Some(multipart::replace_model(&bytes, &found.span, model))
+            }
+            _ => None,
+        };
+        (edited.map_or(bytes, Bytes::from), named)
+    }
+
+    fn named(&self, model: Option<&str>) -> Named {
+        let Some(model) = model else { return Named::default() };
+        match self.aliases.get_key_value(model) {
+            Some((alias, model)) => {
+                Named { model: Some(Arc::clone(model)), alias: Some(Arc::clone(alias)), ..Named::default() }
+            }
+            None => Named { model: Some(model.into()), ..Named::default() },
+        }
+    }
+
+    /// The backend that issued the response id which this request refers to.
+    fn pinned(&self, record: &Record, previous: Option<&str>) -> Option<Arc<str>> {
+        let id = match record.endpoint {
+            Endpoint::Responses => previous?,
+            Endpoint::Response => endpoint::response_id(record.path.path())?,
+            _ => return None,
+        };
+        self.response_ids.issuer(id)
+    }
+}
+
+/// How a body is read for its model.
+#[derive(Clone, Copy)]
+enum Form {
+    Json,
+    Multipart,
+    /// A known endpoint's body in a content coding: read whole, so that it can be sent again.
+    Coded,
+    /// Streamed through.
+    Opaque,
+}
+
+fn form_of(head: &Parts, endpoint: Endpoint) -> Form {
+    if matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE) {
+        return Form::Opaque;
+    }
+    let known = !matches!(endpoint, Endpoint::Passthrough | Endpoint::Response | Endpoint::Models | Endpoint::Model);
+    if head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return if known { Form::Coded } else { Form::Opaque };
+    }
+    let content_type = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let essence = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+    if essence.eq_ignore_ascii_case(b"multipart/form-data") {
+        Form::Multipart
+    } else if known || essence.eq_ignore_ascii_case(b"application/json") || essence.ends_with(b"+json") {
+        Form::Json
+    } else {
+        Form::Opaque
+    }
+}
+
+/// Whether `path` is `prefix` or lies below it.
+fn below(path: &str, prefix: &str) -> bool {
+    let prefix = prefix.strip_suffix("/*").or_else(|| prefix.strip_suffix('/')).unwrap_or(prefix);
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The authority the client used, out of the way of the backend's own.
+fn host(head: &mut Parts) -> Option<http::HeaderValue> {
+    let named = head.headers.remove(header::HOST);
+    named.or_else(|| head.uri.authority().and_then(|authority| authority.as_str().parse().ok()))
+}
+
+/// Whether this is a WebSocket handshake to tunnel.
+///
+/// `Upgrade: h2c` is not followed but does no harm: RFC 9110 §7.8 lets a server ignore it, and `curl --http2` sends it.
+fn upgrade(head: &Parts, endpoint: Endpoint) -> Result<bool, Error> {
+    if head.method == Method::CONNECT {
+        return Err(Error::new(Kind::UpgradeRefused, "CONNECT is not served: this is a gateway, not a forward proxy"));
+    }
+    let Some(wanted) = head.headers.get(header::UPGRADE).filter(|_| head.version == Version::HTTP_11) else {
+        return Ok(false);
+    };
+    let listed = |name: &[u8]| wanted.as_bytes().split(|b| *b == b',').any(|w| w.trim_ascii().eq_ignore_ascii_case(name));
+    if listed(b"websocket") {
+        if endpoint == Endpoint::Responses {
+            return Err(Error::new(Kind::UpgradeRequired, "/v1/responses is not served over WebSocket; send the same as a POST"));
+        }
+        if head.method != Method::GET {
+            return Err(Error::new(Kind::BadRequest, "a WebSocket handshake is a GET (RFC 6455 §4.1)"));
+        }
+        return Ok(true);
+    }
+    if listed(b"h2c") {
+        return Ok(false);
+    }
+    Err(Error::new(Kind::UpgradeRefused, "only Upgrade: websocket is tunnelled"))
+}
+
+/// How long the client itself waits, as the OpenAI and Anthropic SDKs say it.
+fn patience(headers: &HeaderMap) -> Option<Duration> {
+    ["x-stainless-read-timeout", "x-stainless-timeout"]
+        .iter()
+        .find_map(|name| headers.get(*name)?.to_str().ok()?.parse::<f64>().ok())
+        .filter(|seconds| seconds.is_finite() && *seconds > 0.0)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+}

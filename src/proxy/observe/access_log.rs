@@ -1,0 +1,65 @@
+//! One line a request, at its end. Never prompts, keys, or the values of a query.
+
+use std::io::Write as _;
+
+use super::{Story, endpoint_name};
+use crate::{protocol::usage::Finish, telemetry::access::Line};
+
+/// Fills in the fields of `story`, in the order they are read.
+pub(super) fn write(line: &mut Line<'_>, story: &Story) {
+    let record = &story.record;
+    line.number("status", u64::from(story.status));
+    line.text("method", record.method.as_str());
+    line.text("path", record.path.path());
+    line.micros("duration_ms", record.start.elapsed());
+    line.text("id", record.id.to_str().unwrap_or("-"));
+    if let Some(address) = record.peer.address {
+        let mut text = [0; 64];
+        let mut rest = &mut text[..];
+        if write!(rest, "{}", address.ip()).is_ok() {
+            let left = rest.len();
+            line.text("client", std::str::from_utf8(&text[..text.len() - left]).unwrap_or("-"));
+        }
+    }
+    line.text("endpoint", endpoint_name(record.endpoint));
+    if let Some(model) = &*record.model.borrow() {
+        line.text("model", model);
+    }
+    if record.stream.get() {
+        line.flag("stream");
+    }
+    if let Some(backend) = &*record.backend.borrow() {
+        line.text("backend", &backend.spec.name);
+        line.text("why", record.why.get());
+        line.number("attempts", u64::from(record.attempts.get()));
+    }
+    line.micros("gateway_ms", story.overhead);
+    if !record.queued.get().is_zero() {
+        line.micros("queue_ms", record.queued.get());
+    }
+    if let Some(head) = record.head.get() {
+        line.micros("head_ms", head - record.start);
+    }
+    if let Some(first) = record.first_byte.get() {
+        line.micros("first_byte_ms", first - record.start);
+    }
+    line.number("bytes_in", record.received.get());
+    line.number("bytes_out", story.sent);
+    let usage = record.usage.get();
+    if usage != Default::default() {
+        line.number("tokens_in", u64::from(usage.input));
+        line.number("tokens_cached", u64::from(usage.cached));
+        line.number("tokens_out", u64::from(usage.output));
+    }
+    if record.finish.get() != Finish::None {
+        line.text("finish", record.finish.get().name());
+    }
+    if let Some(kind) = story.error {
+        line.text("error", crate::proxy::respond::row_of(kind).code);
+    }
+    if let Some(cut) = record.cut.get() {
+        line.text("cut", crate::proxy::respond::row_of(cut).code);
+    } else if story.left {
+        line.text("cut", "client_gone");
+    }
+}

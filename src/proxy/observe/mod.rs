@@ -1,0 +1,267 @@
+//! Begins and ends every request's story: id, clocks, the access line, the metrics; turns every error into an answer.
+//!
+//! Takes an [`Inbound`] request, makes an [`Arrival`]. The [`Story`] is told exactly once: when the answer's body
+//! ends, or when the client leaves before.
+//!
+//! Acts on both legs. When the client leaves: the story is told with status 499.
+
+mod access_log;
+mod metrics;
+
+use std::{cell::RefCell, convert::Infallible, io::Write as _, rc::Rc};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, header};
+use tokio::time::Instant;
+use tower::{Service, service_fn};
+
+pub use self::metrics::Metrics;
+use super::{
+    Arrival, Inbound, Response, X_REQUEST_ID,
+    record::Record,
+    respond::{self, Honest},
+};
+use crate::{
+    body::{End, Tail},
+    error::{Error, Kind},
+    protocol::endpoint::Endpoint,
+    telemetry::access::AccessLog,
+};
+
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+/// Longer ids are replaced: what comes from outside goes into logs.
+const LONGEST_ID: usize = 128;
+
+/// What the stage needs.
+#[derive(Debug)]
+pub struct Observe {
+    pub metrics: Rc<Metrics>,
+    /// `None` = `log.access` is off.
+    pub access_log: Option<AccessLog>,
+    /// `debug_headers`
+    pub debug_headers: bool,
+    pub ids: Rc<Ids>,
+}
+
+/// Makes request ids: 128 random bits in hex.
+#[derive(Debug)]
+pub struct Ids(RefCell<Wyrand>);
+
+#[derive(Debug)]
+struct Wyrand(u64);
+
+impl Ids {
+    /// `seed` must differ between workers and processes; the ids are unique, not secret.
+    pub fn new(seed: u64) -> Self {
+        Self(RefCell::new(Wyrand(seed)))
+    }
+
+    fn next(&self) -> HeaderValue {
+        let mut random = self.0.borrow_mut();
+        let mut text = [0; 32];
+        for half in text.chunks_exact_mut(16) {
+            let mut bits = random.next();
+            for digit in half {
+                *digit = b"0123456789abcdef"[(bits & 15) as usize];
+                bits >>= 4;
+            }
+        }
+        HeaderValue::from_bytes(&text).expect("hex digits are visible ASCII")
+    }
+}
+
+impl Wyrand {
+    /// wyrand, by Wang Yi: two multiplications a number.
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0xa076_1d64_78bd_642f);
+        let wide = u128::from(self.0) * u128::from(self.0 ^ 0xe703_7ed1_a0b4_28db);
+        (wide >> 64) as u64 ^ wide as u64
+    }
+}
+
+/// The stage.
+pub fn observe<S>(
+    stage: Rc<Observe>,
+    inner: S,
+) -> impl Service<Inbound, Response = Response, Error = Infallible, Future = impl Future<Output = Result<Response, Infallible>>>
++ Clone
+where
+    S: Service<Arrival, Response = Response, Error = Error> + Clone,
+{
+    service_fn(move |inbound: Inbound| {
+        let (stage, mut inner) = (Rc::clone(&stage), inner.clone());
+        async move {
+            let Inbound { request, peer, forwarded } = inbound;
+            let id = stage.id(&request);
+            let record = Rc::new(Record::new(Instant::now(), id, &request, peer));
+            let story = Story::begin(&stage, &record);
+            let outcome = inner.call(Arrival { request, forwarded, record }).await;
+            Ok(story.answer(outcome))
+        }
+    })
+}
+
+impl Observe {
+    fn id(&self, request: &http::Request<impl Sized>) -> HeaderValue {
+        request
+            .headers()
+            .get(X_REQUEST_ID)
+            .filter(|id| (1..=LONGEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic))
+            .cloned()
+            .unwrap_or_else(|| self.ids.next())
+    }
+}
+
+/// One request's story, told when it is dropped.
+pub(super) struct Story {
+    stage: Rc<Observe>,
+    pub(super) record: Rc<Record>,
+    /// 0 until there is an answer.
+    pub(super) status: u16,
+    /// Bytes of the answer's body that went out.
+    pub(super) sent: u64,
+    /// What the client was told, where it was an error of ours.
+    pub(super) error: Option<Kind>,
+    /// The client left before the end.
+    pub(super) left: bool,
+    /// Time this gateway itself took before the head went out.
+    pub(super) overhead: std::time::Duration,
+}
+
+impl Story {
+    fn begin(stage: &Rc<Observe>, record: &Rc<Record>) -> Box<Self> {
+        stage.metrics.begun();
+        Box::new(Self {
+            stage: Rc::clone(stage),
+            record: Rc::clone(record),
+            status: 0,
+            sent: 0,
+            error: None,
+            left: true,
+            overhead: std::time::Duration::ZERO,
+        })
+    }
+
+    fn answer(mut self: Box<Self>, outcome: Result<Response, Error>) -> Response {
+        let mut response = match outcome {
+            Ok(response) => honest(response, &self.record),
+            Err(error) => {
+                if error.kind() == Kind::Internal {
+                    tracing::error!(id = ?self.record.id, error = ?error, "internal error");
+                }
+                self.error = Some(error.kind());
+                respond::answer(&error, &self.record)
+            }
+        };
+        self.status = self.error.map_or(response.status().as_u16(), respond::status_of);
+        self.overhead = self.gateway_time();
+        self.dress(&mut response);
+        // A tunnel is no body: its story ends with the handshake.
+        response.map(|body| body.with_tail(self))
+    }
+
+    /// Since the start, less the waits that were not ours: the client's upload, the queue, the backend.
+    fn gateway_time(&self) -> std::time::Duration {
+        let record = &self.record;
+        record
+            .start
+            .elapsed()
+            .saturating_sub(record.receiving.get())
+            .saturating_sub(record.queued.get())
+            .saturating_sub(record.waited.get())
+    }
+
+    /// Adds the fields of ours.
+    fn dress(&self, response: &mut Response) {
+        let record = &self.record;
+        let headers = response.headers_mut();
+        headers.insert(X_REQUEST_ID, record.id.clone());
+        if let Some(timing) = self.server_timing() {
+            headers.append(SERVER_TIMING, timing);
+        }
+        if self.stage.debug_headers {
+            if let Some(backend) = &*record.backend.borrow()
+                && let Ok(name) = HeaderValue::from_str(&backend.spec.name)
+            {
+                headers.insert(HeaderName::from_static("x-sluicegate-backend"), name);
+            }
+            headers.insert(HeaderName::from_static("x-sluicegate-attempts"), HeaderValue::from(record.attempts.get()));
+            headers.insert(HeaderName::from_static("x-sluicegate-why"), HeaderValue::from_static(record.why.get()));
+        }
+    }
+
+    /// `gw;dur=0.021, queue;dur=3.0, ttfb;dur=184.2`, in milliseconds.
+    fn server_timing(&self) -> Option<HeaderValue> {
+        let mut text = [0; 96];
+        let mut rest = &mut text[..];
+        let millis = |d: std::time::Duration| (d.as_micros() / 1000, d.as_micros() % 1000);
+        let (ms, us) = millis(self.overhead);
+        write!(rest, "gw;dur={ms}.{us:03}").ok()?;
+        if !self.record.queued.get().is_zero() {
+            let (ms, us) = millis(self.record.queued.get());
+            write!(rest, ", queue;dur={ms}.{us:03}").ok()?;
+        }
+        if let Some(head) = self.record.head.get() {
+            let (ms, us) = millis(head - self.record.start);
+            write!(rest, ", ttfb;dur={ms}.{us:03}").ok()?;
+        }
+        let left = rest.len();
+        HeaderValue::from_bytes(&text[..text.len() - left]).ok()
+    }
+}
+
+/// Streams of events end honestly.
+fn honest(response: Response, record: &Record) -> Response {
+    if response.body().as_whole().is_some() {
+        return response;
+    }
+    let content_type = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let essence = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+    let ndjson = essence.eq_ignore_ascii_case(b"application/x-ndjson");
+    if (!ndjson && !essence.eq_ignore_ascii_case(b"text/event-stream"))
+        || response.headers().contains_key(header::CONTENT_ENCODING)
+    {
+        return response;
+    }
+    response.map(|body| Honest::body(body, record, ndjson))
+}
+
+impl Tail for Story {
+    fn data(&mut self, data: &Bytes) {
+        self.sent += data.len() as u64;
+    }
+
+    fn end(mut self: Box<Self>, how: End<'_>) {
+        self.left = matches!(how, End::Dropped);
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        if self.left && self.status == 0 {
+            self.status = respond::status_of(Kind::ClientGone);
+        }
+        self.stage.metrics.ended(self);
+        if let Some(log) = &self.stage.access_log {
+            log.line(|line| access_log::write(line, self));
+        }
+    }
+}
+
+/// The endpoint's name in logs and labels.
+pub(super) fn endpoint_name(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Chat => "chat",
+        Endpoint::Completions => "completions",
+        Endpoint::Embeddings => "embeddings",
+        Endpoint::Responses => "responses",
+        Endpoint::Response => "response",
+        Endpoint::Messages => "messages",
+        Endpoint::CountTokens => "count_tokens",
+        Endpoint::Rerank => "rerank",
+        Endpoint::Score => "score",
+        Endpoint::Models => "models",
+        Endpoint::Model => "model",
+        Endpoint::Passthrough => "passthrough",
+    }
+}

@@ -1,0 +1,49 @@
+//! Every stage in order: the one screen.
+//!
+//! Read from the inside out, as it is built. Each stage is a tower service over the next, composed statically; the
+//! whole is boxed once, at the edge.
+//!
+//! | stage | acts on | when the client leaves |
+//! |---|---|---|
+//! | `observe` | both | the story is told with status 499 |
+//! | `normalize` | request | the read of the body is dropped, its memory given back |
+//! | `local` | request | nothing is under way |
+//! | `route` | request; the body until its first byte | its place in the queue and its permit are given back |
+//! | `upstream` | both | the upstream connection is closed: the backend stops |
+
+use std::rc::Rc;
+
+use super::{
+    EdgeService,
+    local::{Local, local},
+    normalize::{Settings, normalize},
+    observe::{Observe, observe},
+    route::{self, route},
+    upstream::{Upstream, upstream},
+};
+
+/// Each stage's own piece; nobody else sees them together.
+#[derive(Debug)]
+pub struct Pieces {
+    pub observe: Rc<Observe>,
+    pub normalize: Rc<Settings>,
+    pub local: Rc<Local>,
+    pub route: Rc<route::Context>,
+    pub upstream: Rc<Upstream>,
+}
+
+/// The stack of one worker, for one configuration.
+pub fn edge(pieces: Pieces) -> EdgeService {
+    // One try at one backend, its answer under guard.
+    let stack = upstream(pieces.upstream);
+    // Chooses the backend, waits for a place, tries again before the first byte. Above `upstream`: a retry is
+    // another attempt.
+    let stack = route(pieces.route, stack);
+    // What the gateway answers itself leaves here, so that it too was normalised.
+    let stack = local(pieces.local, stack);
+    // The single conversion point: from here down there are only calls.
+    let stack = normalize(pieces.normalize, stack);
+    // Outermost: sees every request, also those that fail above, and turns every error into an answer.
+    let stack = observe(pieces.observe, stack);
+    EdgeService::new(stack)
+}

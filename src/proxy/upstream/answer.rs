@@ -1,0 +1,365 @@
+//! The answer's body under guard: silence, truncation, tokens, the names in it.
+//!
+//! A whole answer that came in one read is looked at once and costs nothing afterwards. Any other is a [`Guarded`]
+//! body, which holds the permit until its end.
+
+use std::{
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{StatusCode, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::Instant;
+
+use super::{
+    Upstream, Watch,
+    events::{Framing, HoldBack},
+    response_id,
+};
+use crate::{
+    body::Body,
+    error::{Error, Kind, Retry},
+    fleet::{Backend, Outcome, Permit},
+    protocol::{
+        endpoint::{Dialect, Endpoint},
+        rename::{Renamer, rename_in_answer},
+        usage::{self, Finish, StreamMeter},
+    },
+    proxy::{Response, call::Call},
+};
+
+/// Puts the answer under guard.
+pub(super) fn guard(
+    response: Response,
+    stage: Rc<Upstream>,
+    call: Rc<Call>,
+    backend: Arc<Backend>,
+    permit: Permit,
+    mut watch: Watch,
+    sent: Instant,
+) -> Response {
+    let (mut head, body) = response.into_parts();
+    if let Some(whole) = body.as_whole() {
+        let body = finished(whole, &head, &stage, &call, &backend);
+        if body.len() != whole.len() {
+            head.headers.remove(header::CONTENT_LENGTH);
+        }
+        return Response::from_parts(head, Body::whole(body));
+    }
+    if body.is_end_stream() {
+        backend.report(Outcome::Answered { ttft: None });
+        return Response::from_parts(head, body);
+    }
+    let content_type = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let plain = !head.headers.contains_key(header::CONTENT_ENCODING);
+    let framing = Framing::of(content_type).filter(|_| plain);
+    let metered = framing.is_some() && head.status == StatusCode::OK;
+    let good = plain && head.status == StatusCode::OK;
+    let renamed = good && call.alias.is_some();
+    if renamed {
+        head.headers.remove(header::CONTENT_LENGTH);
+    }
+    let gather = match framing {
+        None if renamed => Gather::Held(Vec::new()),
+        None if good && call.endpoint != Endpoint::Passthrough => Gather::Beside(Vec::new()),
+        _ => Gather::Nothing,
+    };
+    watch.silence.heard(stage.timeouts.between_bytes);
+    let dialect = match (framing, call.record.dialect) {
+        (Some(Framing::Ndjson), _) => Dialect::Ollama,
+        (_, Dialect::Ollama) => Dialect::OpenAi,
+        (_, dialect) => dialect,
+    };
+    let guarded = Guarded {
+        inner: body,
+        hold: framing.map(HoldBack::new),
+        meter: metered.then(|| StreamMeter::new(call.endpoint, dialect)),
+        renamer: call.alias.as_deref().filter(|_| renamed && framing.is_some()).map(|alias| Renamer::new(dialect, alias)),
+        gather,
+        learn: call.endpoint == Endpoint::Responses && head.status == StatusCode::OK,
+        good,
+        sent,
+        between: stage.timeouts.between_bytes,
+        state: State::Running,
+        stage,
+        call,
+        backend,
+        permit: Some(permit),
+        watch,
+    };
+    Response::from_parts(head, Body::stream(guarded))
+}
+
+/// A plain answer longer than this is passed on without its tokens being counted, and without its name changed back.
+const GATHERED: usize = 8 << 20;
+
+/// A plain answer in pieces, kept to be read at its end.
+enum Gather {
+    Nothing,
+    /// A copy, for its tokens.
+    Beside(Vec<u8>),
+    /// The answer itself, until its model can be renamed.
+    Held(Vec<u8>),
+}
+
+impl Gather {
+    /// Takes what was read, gives what may go on.
+    fn push(&mut self, data: Bytes) -> Bytes {
+        let (Self::Beside(kept) | Self::Held(kept)) = self else { return data };
+        kept.extend_from_slice(&data);
+        if kept.len() <= GATHERED {
+            return if matches!(self, Self::Held(_)) { Bytes::new() } else { data };
+        }
+        match std::mem::replace(self, Self::Nothing) {
+            Self::Held(kept) => kept.into(),
+            _ => data,
+        }
+    }
+}
+
+/// A whole answer: tokens, finish, id, name.
+fn finished(
+    whole: &Bytes,
+    head: &http::response::Parts,
+    stage: &Upstream,
+    call: &Call,
+    backend: &Backend,
+) -> Bytes {
+    let record = &call.record;
+    backend.report(Outcome::Answered { ttft: None });
+    let now = record.head.get();
+    record.first_byte.set(now);
+    record.last_byte.set(now);
+    if head.status != StatusCode::OK || head.headers.contains_key(header::CONTENT_ENCODING) {
+        return whole.clone();
+    }
+    account(whole, stage, call, backend);
+    renamed(whole, call).unwrap_or_else(|| whole.clone())
+}
+
+/// Reads tokens and finish off a complete plain answer.
+fn account(whole: &[u8], stage: &Upstream, call: &Call, backend: &Backend) {
+    if call.endpoint == Endpoint::Passthrough {
+        return;
+    }
+    let (tokens, finish) = usage::of_answer(call.endpoint, whole);
+    call.record.usage.set(tokens);
+    call.record.finish.set(finish);
+    if call.endpoint == Endpoint::Responses
+        && let Some(id) = response_id::in_answer(whole)
+    {
+        stage.response_ids.issued(&id, &backend.spec.name);
+    }
+}
+
+fn renamed(whole: &[u8], call: &Call) -> Option<Bytes> {
+    rename_in_answer(whole, call.alias.as_deref()?).map(Bytes::from)
+}
+
+/// Whether a stream whose framing is complete ended before it was finished, and did not say so itself.
+fn is_cut(meter: &StreamMeter) -> bool {
+    !(meter.is_whole() || meter.saw_error() || meter.saw_done() || meter.overflowed() || meter.finish() != Finish::None)
+}
+
+/// A body that watches the clocks and what goes by.
+struct Guarded {
+    inner: Body,
+    hold: Option<HoldBack>,
+    meter: Option<StreamMeter>,
+    renamer: Option<Renamer>,
+    gather: Gather,
+    /// Whether a response id is still to be learnt.
+    learn: bool,
+    /// 200, and readable.
+    good: bool,
+    /// When the attempt left.
+    sent: Instant,
+    between: Duration,
+    state: State,
+    stage: Rc<Upstream>,
+    call: Rc<Call>,
+    backend: Arc<Backend>,
+    permit: Option<Permit>,
+    watch: Watch,
+}
+
+enum State {
+    Running,
+    /// Trailers that come after the last held bytes.
+    Trailers(Frame<Bytes>),
+    /// Found incomplete at its end.
+    Failing(Error),
+    Ended,
+}
+
+type Polled = Poll<Option<Result<Frame<Bytes>, Error>>>;
+
+impl Guarded {
+    /// A read came.
+    fn data(&mut self, data: Bytes) -> Bytes {
+        let now = Instant::now();
+        let record = &self.call.record;
+        if record.first_byte.get().is_none() {
+            record.first_byte.set(Some(now));
+            // A plain answer comes when it is finished: its length, not the backend's pace, decides.
+            let ttft = (self.call.stream && self.good).then(|| now - self.sent);
+            self.backend.report(Outcome::Answered { ttft });
+        }
+        record.last_byte.set(Some(now));
+        self.backend.note_bytes();
+        self.watch.silence.heard(self.between);
+        if let Some(meter) = &mut self.meter {
+            meter.push(&data);
+        }
+        if self.learn {
+            self.learn_id(&data);
+        }
+        let data = match &mut self.hold {
+            Some(hold) => hold.push(data),
+            None => self.gather.push(data),
+        };
+        match &mut self.renamer {
+            Some(renamer) if !data.is_empty() => renamer.push(data),
+            _ => data,
+        }
+    }
+
+    /// The first event of a `/v1/responses` stream carries the id.
+    fn learn_id(&mut self, data: &[u8]) {
+        if self.meter.is_some()
+            && let Some(id) = response_id::in_event(data)
+        {
+            self.stage.response_ids.issued(&id, &self.backend.spec.name);
+            self.learn = false;
+        }
+    }
+
+    /// The framing says the answer is complete: is it? Gives what was held back.
+    fn complete(&mut self) -> Result<Bytes, Error> {
+        self.settle();
+        match std::mem::replace(&mut self.gather, Gather::Nothing) {
+            Gather::Nothing => {}
+            Gather::Beside(whole) => account(&whole, &self.stage, &self.call, &self.backend),
+            Gather::Held(whole) => {
+                account(&whole, &self.stage, &self.call, &self.backend);
+                return Ok(renamed(&whole, &self.call).unwrap_or_else(|| whole.into()));
+            }
+        }
+        if let Some(meter) = &self.meter
+            && is_cut(meter)
+        {
+            return Err(Error::new(
+                Kind::StreamCut,
+                format!("backend {} ended the stream before it was finished", self.backend.spec.name),
+            )
+            .retry(Retry::Safe));
+        }
+        let rest = self.hold.as_mut().map(HoldBack::rest).unwrap_or_default();
+        let Some(renamer) = &mut self.renamer else { return Ok(rest) };
+        let (renamed, held) = (renamer.push(rest), renamer.finish());
+        Ok(if held.is_empty() { renamed } else { [&renamed[..], &held[..]].concat().into() })
+    }
+
+    fn settle(&mut self) {
+        if let Some(meter) = &self.meter {
+            self.call.record.usage.set(meter.usage());
+            self.call.record.finish.set(meter.finish());
+        }
+    }
+
+    fn fail(&mut self, error: Error) -> Polled {
+        self.settle();
+        self.state = State::Ended;
+        self.permit = None;
+        self.inner = Body::empty();
+        self.call.record.cut.set(Some(error.kind()));
+        self.backend.report(Outcome::Broken(error.message()));
+        Poll::Ready(Some(Err(error.at(&self.backend.spec.name))))
+    }
+
+    /// The answer is complete but for `last`, which was just read, and what was held back.
+    fn end(&mut self, last: Bytes, trailers: Option<Frame<Bytes>>) -> Polled {
+        let rest = match self.complete() {
+            Ok(rest) => rest,
+            Err(error) if last.is_empty() => return self.fail(error),
+            Err(error) => {
+                self.state = State::Failing(error);
+                return Poll::Ready(Some(Ok(Frame::data(last))));
+            }
+        };
+        self.permit = None;
+        let rest = match (last.is_empty(), rest.is_empty()) {
+            (true, _) => rest,
+            (_, true) => last,
+            _ => [&last[..], &rest[..]].concat().into(),
+        };
+        self.state = State::Ended;
+        match trailers {
+            Some(trailers) if rest.is_empty() => return Poll::Ready(Some(Ok(trailers))),
+            Some(trailers) => self.state = State::Trailers(trailers),
+            None => {}
+        }
+        Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))))
+    }
+
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Polled {
+        let Poll::Ready(error) = self.watch.poll_over(cx) else { return Poll::Pending };
+        if error.kind() == Kind::DeadlineExceeded {
+            return self.fail(error);
+        }
+        let why = error.message().to_owned();
+        let retry = error.may_retry();
+        self.fail(Error::new(Kind::UpstreamSilent, why).retry(retry))
+    }
+}
+
+impl HttpBody for Guarded {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        let this = &mut *self;
+        loop {
+            match std::mem::replace(&mut this.state, State::Ended) {
+                State::Ended => return Poll::Ready(None),
+                State::Trailers(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                State::Failing(error) => return this.fail(error),
+                State::Running => this.state = State::Running,
+            }
+            match Pin::new(&mut this.inner).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => {
+                        let ready = this.data(data);
+                        // Whoever writes by a length does not poll again once it is reached: the end is now.
+                        if this.inner.is_end_stream() {
+                            return this.end(ready, None);
+                        }
+                        if !ready.is_empty() {
+                            return Poll::Ready(Some(Ok(Frame::data(ready))));
+                        }
+                    }
+                    Err(trailers) => return this.end(Bytes::new(), Some(trailers)),
+                },
+                Poll::Ready(Some(Err(error))) => return this.fail(error),
+                Poll::Ready(None) => return this.end(Bytes::new(), None),
+                Poll::Pending => return this.poll_silence(cx),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.renamer.is_some() || matches!(self.gather, Gather::Held(_)) {
+            return SizeHint::default();
+        }
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,223 @@
+//! Sends an [`Attempt`] to its backend and guards the answer.
+//!
+//! Takes an attempt, makes the response: as the backend sent it, less what concerned its connection. What the
+//! attempt showed is reported to the fleet; tokens and finish are read off the passing body ([`answer`]).
+//!
+//! Acts on both legs. When the client leaves: the future or the body is dropped, and with it the upstream
+//! connection, so the backend stops at once.
+
+mod answer;
+mod events;
+mod response_id;
+mod timeout;
+mod tunnel;
+
+use std::{cell::RefCell, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body::Body as _;
+use tokio::time::Instant;
+use tower::{Service, service_fn};
+
+use self::timeout::{Over, Silence};
+use super::{Response, attempt::Attempt, call::Call, normalize::headers::strip_response};
+use crate::{
+    client::{Client, Failure, Head, Stage, Target},
+    config::Timeouts,
+    error::{Error, Kind, Retry},
+    fleet::{Backend, Outcome, response_ids::ResponseIds},
+    runtime::ticker::{Deadline, Ticker},
+};
+
+/// What the stage needs.
+#[derive(Debug)]
+pub struct Upstream {
+    pub client: Client,
+    pub ticker: Ticker,
+    pub timeouts: Timeouts,
+    pub response_ids: ResponseIds,
+    /// Targets by backend id, made at first use.
+    pub targets: RefCell<Vec<Option<Arc<Target>>>>,
+}
+
+/// The stage.
+pub fn upstream(
+    stage: Rc<Upstream>,
+) -> impl Service<Attempt, Response = Response, Error = Error, Future = impl Future<Output = Result<Response, Error>>> + Clone
+{
+    service_fn(move |attempt: Attempt| {
+        let stage = Rc::clone(&stage);
+        async move {
+            let backend = Arc::clone(&attempt.backend);
+            stage.send(attempt).await.map_err(|error| error.at(&backend.spec.name))
+        }
+    })
+}
+
+impl Upstream {
+    async fn send(self: Rc<Self>, attempt: Attempt) -> Result<Response, Error> {
+        let Attempt { call, backend, permit, body, .. } = attempt;
+        let target = self.target(&backend)?;
+        let started = Instant::now();
+        let own = own_credentials(&call, &backend);
+        let head = Head {
+            method: &call.method,
+            path: &call.path,
+            headers: own.as_ref().unwrap_or(&call.headers),
+            extra: &[],
+        };
+        let mut watch = self.watch(&call, &backend, started);
+        let mut response = if call.tunnel {
+            let upgraded = watch.guard(self.client.upgrade(&target, head)).await;
+            let upgraded = self.reported(upgraded, &backend)?;
+            return Ok(tunnel::join(upgraded, &call, permit));
+        } else {
+            let sent = watch.guard(self.client.send(&target, head, body)).await;
+            self.reported(sent, &backend)?
+        };
+        let now = Instant::now();
+        let record = &call.record;
+        record.waited.set(record.waited.get() + (now - started));
+        record.head.set(Some(now));
+        backend.note_bytes();
+        if let Some(outcome) = of_head(&response) {
+            backend.report(outcome);
+        }
+        strip_response(response.headers_mut());
+        Ok(answer::guard(response, self, call, backend, permit, watch, started))
+    }
+
+    fn watch(&self, call: &Call, backend: &Arc<Backend>, now: Instant) -> Watch {
+        // A plain answer comes when it is finished: only the whole deadline can bound it.
+        let limit = if call.stream { self.timeouts.first_byte } else { self.timeouts.total };
+        let total = self.ticker.deadline();
+        total.set(call.deadline.saturating_duration_since(now));
+        Watch { silence: Silence::new(&self.ticker, self.timeouts.suspect, limit, Arc::clone(backend)), total }
+    }
+
+    fn target(&self, backend: &Backend) -> Result<Arc<Target>, Error> {
+        let slot = backend.id as usize;
+        if let Some(Some(target)) = self.targets.borrow().get(slot) {
+            return Ok(Arc::clone(target));
+        }
+        let target = Target::new(&backend.spec.url, &backend.spec.tls).map_err(|problem| {
+            Error::new(Kind::UpstreamConnect, format!("TLS towards {} cannot be set up: {problem}", backend.spec.name))
+                .retry(Retry::Unsent)
+        })?;
+        let mut targets = self.targets.borrow_mut();
+        if targets.len() <= slot {
+            targets.resize(slot + 1, None);
+        }
+        targets[slot] = Some(Arc::clone(&target));
+        Ok(target)
+    }
+
+    fn reported<T>(&self, sent: Result<Result<T, Failure>, Error>, backend: &Backend) -> Result<T, Error> {
+        let failure = match sent {
+            Ok(Ok(response)) => return Ok(response),
+            Ok(Err(failure)) => failure,
+            Err(error) => {
+                backend.report(match error.kind() {
+                    Kind::UpstreamReset => Outcome::Reset(error.message()),
+                    _ => Outcome::Broken(error.message()),
+                });
+                return Err(error);
+            }
+        };
+        let name = &backend.spec.name;
+        Err(match failure.stage {
+            Stage::Connect => {
+                backend.report(Outcome::Refused(&failure.cause.to_string()));
+                let what = if failure.timed_out { "did not accept a connection in time" } else { "cannot be reached" };
+                Error::new(Kind::UpstreamConnect, format!("backend {name} {what}: {}", failure.cause))
+                    .retry(Retry::Unsent)
+                    .with_source(failure.cause)
+            }
+            Stage::Unsent | Stage::Reset => {
+                backend.report(Outcome::Reset(&failure.cause.to_string()));
+                let retry = if failure.stage == Stage::Unsent { Retry::Unsent } else { Retry::Safe };
+                Error::new(Kind::UpstreamReset, format!("backend {name} closed the connection before it answered"))
+                    .retry(retry)
+                    .with_source(failure.cause)
+            }
+            Stage::Protocol => {
+                backend.report(Outcome::Broken(&failure.cause.to_string()));
+                Error::new(Kind::UpstreamProtocol, format!("backend {name} answered with broken HTTP: {}", failure.cause))
+                    .with_source(failure.cause)
+            }
+            Stage::Request => match failure.cause.downcast::<Error>() {
+                Ok(own) => *own,
+                Err(cause) => Error::new(Kind::ClientGone, "the request body failed").with_source(cause),
+            },
+        })
+    }
+}
+
+/// The clocks of one attempt.
+struct Watch {
+    silence: Silence,
+    /// `timeouts.total`.
+    total: Deadline,
+}
+
+impl Watch {
+    /// Waits for `work`, no longer than the clocks allow.
+    async fn guard<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Error> {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
+            }
+            self.poll_over(cx).map(Err)
+        })
+        .await
+    }
+
+    fn poll_over(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Error> {
+        if self.total.poll_over(cx).is_ready() {
+            return Poll::Ready(Error::new(Kind::DeadlineExceeded, "timeouts.total ran out before the answer was complete"));
+        }
+        self.silence.poll_over(cx).map(|over| match over {
+            Over::Limit(limit) => Error::new(
+                Kind::UpstreamTimeout,
+                format!("the backend sent nothing for {} s; it may be overloaded: raise timeouts, or add capacity", limit.as_secs()),
+            ),
+            Over::Dead(reason) => {
+                Error::new(Kind::UpstreamReset, format!("the backend was silent and then found dead: {reason}"))
+                    .retry(Retry::Safe)
+            }
+        })
+    }
+}
+
+/// What the head alone tells; an answer that a body follows is reported with it.
+fn of_head(response: &Response) -> Option<Outcome<'static>> {
+    let status = response.status();
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => Some(Outcome::Full { retry_after: retry_after(response) }),
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            Some(Outcome::Status(status.as_u16()))
+        }
+        // vLLM's engine died: the process follows within seconds.
+        StatusCode::INTERNAL_SERVER_ERROR if response.body().is_end_stream() => Some(Outcome::Status(500)),
+        _ => None,
+    }
+}
+
+fn retry_after(response: &Response) -> Option<Duration> {
+    response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
+/// The head with the backend's own key in place of the client's credentials, where it has one.
+fn own_credentials(call: &Call, backend: &Backend) -> Option<HeaderMap> {
+    let key = backend.spec.api_key.as_ref()?;
+    let mut bearer = HeaderValue::try_from(format!("Bearer {}", key.reveal())).ok()?;
+    bearer.set_sensitive(true);
+    let mut headers = call.headers.clone();
+    for name in ["x-api-key", "api-key"] {
+        headers.remove(name);
+    }
+    headers.remove(header::COOKIE);
+    headers.insert(header::AUTHORIZATION, bearer);
+    Some(headers)
+}

@@ -1,0 +1,9 @@
+//! Behaviour of the whole, one file each.
+
+mod errors;
+mod headers;
+mod models;
+mod passthrough;
+mod retry;
+mod shutdown;
+mod support;
