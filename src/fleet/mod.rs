@@ -1,9 +1,217 @@
 //! The backends as both planes see them. No tasks, no I/O.
+//!
+//! ```text
+//!   control ──probe_passed/failed, set_models──► Backend ──state changed──► Snapshot (arc-swap) ──► proxy::route
+//!   proxy   ──report, note_bytes, Permit───────►    │
+//!                                                   └──► FleetEvent (broadcast) ──► log, admin
+//! ```
+//!
+//! Readers take a [`Snapshot`]; it is renewed when something that routing cares for has changed. Per backend a few
+//! atomics are shared by all workers: places in use, first-token time, flags.
 
-/// One inference server, as now known.
-#[derive(Debug)]
-pub struct Backend {}
+mod backend;
+mod breaker;
+mod event;
+mod health;
+mod load;
+mod models;
+mod room;
+mod snapshot;
+mod window;
 
-/// A place at a backend, given back when dropped.
-#[derive(Debug)]
-pub struct Permit {}
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::{
+    sync::{broadcast, mpsc},
+    time::Instant,
+};
+
+pub use self::{
+    backend::{Backend, Outcome, Permit, Suspicion, Totals, Verdict},
+    breaker::{Fault, Phase},
+    event::{Change, FleetEvent},
+    health::{Health, State},
+    load::Load,
+    models::Models,
+    room::Room,
+    snapshot::{Lean, Pool, Pools, Snapshot},
+    window::Window,
+};
+use crate::config::Config;
+
+/// Events that a slow reader may be behind before it loses the oldest.
+const EVENTS: usize = 256;
+/// Suspicions that may wait for the prober; above, nobody can tell.
+const SUSPICIONS: usize = 1024;
+
+/// All backends.
+pub struct Fleet {
+    hub: Arc<Hub>,
+    suspicions: Mutex<Option<mpsc::Receiver<Suspicion>>>,
+}
+
+/// What backends tell their changes to.
+struct Hub {
+    start: Instant,
+    snapshot: ArcSwap<Snapshot>,
+    members: Mutex<Members>,
+    events: broadcast::Sender<FleetEvent>,
+    suspicions: mpsc::Sender<Suspicion>,
+    room: Arc<Room>,
+}
+
+#[derive(Default)]
+struct Members {
+    backends: Vec<Arc<Backend>>,
+    zone: Option<Arc<str>>,
+    next_id: u64,
+}
+
+/// There is no backend of that name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no backend named {0}")]
+pub struct NoSuchBackend(pub String);
+
+// === impl Fleet ===
+
+impl Fleet {
+    /// The backends of a configuration; nothing is known of them yet.
+    pub fn new(config: &Config) -> Arc<Self> {
+        let (suspicions, receiver) = mpsc::channel(SUSPICIONS);
+        let hub = Arc::new(Hub {
+            start: Instant::now(),
+            snapshot: ArcSwap::default(),
+            members: Mutex::default(),
+            events: broadcast::channel(EVENTS).0,
+            suspicions,
+            room: Arc::default(),
+        });
+        let fleet = Self { hub, suspicions: Mutex::new(Some(receiver)) };
+        fleet.apply(config);
+        Arc::new(fleet)
+    }
+
+    /// The fleet at this moment.
+    pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
+        self.hub.snapshot.load()
+    }
+
+    /// Takes another configuration. A backend of the same name and url keeps its state; one that is gone finishes its
+    /// calls and gets no more.
+    pub fn apply(&self, config: &Config) {
+        let mut joined = Vec::new();
+        let gone = {
+            let mut members = lock(&self.hub.members);
+            let mut old = std::mem::take(&mut members.backends);
+            for spec in &config.backends {
+                let known = old.iter().position(|b| b.spec.name == spec.name && b.spec.url == spec.url);
+                let backend = match known.map(|at| old.swap_remove(at)) {
+                    Some(same) if same.spec == *spec => same,
+                    Some(other) => Arc::new(other.respecified(Arc::clone(spec), members.id())),
+                    None => {
+                        joined.push(Arc::clone(&spec.name));
+                        Arc::new(Backend::new(Arc::clone(spec), members.id(), &self.hub))
+                    }
+                };
+                members.backends.push(backend);
+            }
+            members.zone.clone_from(&config.zone);
+            old
+        };
+        for backend in &gone {
+            backend.leave();
+            self.hub.tell(backend.name(), Change::Left, "no longer in the configuration".into());
+        }
+        for name in joined {
+            self.hub.tell(&name, Change::Joined, "in the configuration".into());
+        }
+        self.hub.rebuild();
+    }
+
+    /// What happens from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<FleetEvent> {
+        self.hub.events.subscribe()
+    }
+
+    /// Lets a backend finish what runs and gives it nothing new. True when it was not draining before.
+    ///
+    /// # Errors
+    /// When there is no backend of that name.
+    pub fn drain(&self, name: &str, reason: &str) -> Result<bool, NoSuchBackend> {
+        Ok(self.named(name)?.drain(reason))
+    }
+
+    /// Gives it calls again, as its health allows. True when it was draining before.
+    ///
+    /// # Errors
+    /// When there is no backend of that name.
+    pub fn undrain(&self, name: &str) -> Result<bool, NoSuchBackend> {
+        Ok(self.named(name)?.undrain())
+    }
+
+    /// Where freed places go.
+    pub fn room(&self) -> &Arc<Room> {
+        &self.hub.room
+    }
+
+    /// The receiving end of [`Backend::suspect`], for the prober; there is one.
+    pub fn suspicions(&self) -> Option<mpsc::Receiver<Suspicion>> {
+        lock(&self.suspicions).take()
+    }
+
+    fn named(&self, name: &str) -> Result<Arc<Backend>, NoSuchBackend> {
+        self.snapshot().backend(name).cloned().ok_or_else(|| NoSuchBackend(name.to_owned()))
+    }
+}
+
+impl fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fleet").field("backends", &self.snapshot().backends).finish_non_exhaustive()
+    }
+}
+
+// === impl Hub ===
+
+impl Hub {
+    /// Built and stored under one lock, so that an older view never replaces a newer one.
+    fn rebuild(&self) {
+        {
+            let members = lock(&self.members);
+            let before = self.snapshot.load();
+            let snapshot = Snapshot::build(members.backends.clone(), members.zone.as_deref(), &before);
+            self.snapshot.store(Arc::new(snapshot));
+        }
+        self.serve_waiting();
+    }
+
+    fn serve_waiting(&self) {
+        if self.room.wanted() > 0 {
+            for backend in &self.snapshot.load().backends {
+                backend.serve_waiting();
+            }
+        }
+    }
+
+    fn tell(&self, backend: &Arc<str>, change: Change, reason: Arc<str>) {
+        // Nobody listening is fine.
+        let _ = self.events.send(FleetEvent { backend: Arc::clone(backend), change, reason });
+    }
+}
+
+impl Members {
+    fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
