@@ -6,16 +6,10 @@
 mod control;
 mod worker;
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-    thread,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, thread};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     config::{self, AdminAt, Config, Env, Flags},
@@ -29,7 +23,7 @@ use crate::{
         drain::{Drain, DrainHandle},
         signal::Signal,
     },
-    telemetry::metrics::Registry,
+    telemetry::{Outlet, access, metrics::Registry},
 };
 
 /// A gateway whose sockets are bound and which is not running yet.
@@ -41,6 +35,7 @@ pub struct App {
     sockets: Vec<Socket>,
     admin: Option<Socket>,
     orders: mpsc::Receiver<Signal>,
+    refreshes: mpsc::Receiver<Refresh>,
     stop: Stop,
     options: Options,
 }
@@ -69,18 +64,33 @@ pub struct Source {
 struct Shared {
     fleet: Arc<Fleet>,
     registry: Registry,
+    /// Where access lines go; `None` = nobody wants them.
+    access: Option<Outlet>,
     drain: Drain,
     config: ArcSwap<Config>,
     limit: Limit,
     memory: Memory,
     response_ids: ResponseIds,
-    route: Arc<route::Shared>,
+    queue: Arc<route::Queue>,
+    budget: Arc<route::Budget>,
+    /// Asks the control plane to read the model lists again.
+    refresh: mpsc::Sender<Refresh>,
     via: Via,
     /// Different in every process: what request ids start from.
     seed: u64,
     tls: Option<Arc<tls::Reloading>>,
     admin_tls: Option<Arc<tls::Reloading>>,
 }
+
+/// A model that is on nobody's list; answered once the lists are fresh.
+#[derive(Debug)]
+struct Refresh {
+    model: Arc<str>,
+    done: oneshot::Sender<()>,
+}
+
+/// Refreshes that may wait; above, a call goes on without.
+const REFRESHES: usize = 1024;
 
 /// Ends a running gateway, from any thread.
 #[derive(Clone, Debug)]
@@ -113,12 +123,16 @@ impl App {
         let reloading = |files: &Option<_>| files.as_ref().map(tls::Reloading::new).transpose();
         let (drain, watched) = DrainHandle::new();
         let (orders_in, orders) = mpsc::channel(8);
+        let (refresh, refreshes) = mpsc::channel(REFRESHES);
         let seed = random();
         let fleet = Fleet::new(&config);
         let shared = Shared {
-            route: Arc::new(route::Shared::new(&fleet, &config)),
+            queue: route::Queue::new(&fleet),
+            budget: route::Budget::new(),
+            refresh,
             fleet,
             registry: Registry::new(),
+            access: if config.log.access { Some(access::stdout().map_err(AppError::Runtime)?) } else { None },
             drain: watched,
             limit: Limit::new(config.limits.connections),
             memory: Memory::new(config.limits.body_memory),
@@ -130,7 +144,17 @@ impl App {
             config: ArcSwap::from_pointee(config.clone()),
         };
         let (configs, _) = watch::channel(Arc::new(config));
-        Ok(Self { shared: Arc::new(shared), configs, drain, sockets, admin, orders, stop: Stop(orders_in), options })
+        Ok(Self {
+            shared: Arc::new(shared),
+            configs,
+            drain,
+            sockets,
+            admin,
+            orders,
+            refreshes,
+            stop: Stop(orders_in),
+            options,
+        })
     }
 
     /// The data plane's address; `None` for a unix socket.
@@ -173,6 +197,7 @@ impl App {
             configs: self.configs,
             drain: self.drain,
             orders: self.orders,
+            refreshes: self.refreshes,
             stop: self.stop,
             options: self.options,
         };

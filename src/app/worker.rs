@@ -5,10 +5,10 @@ use std::{cell::RefCell, io, rc::Rc, sync::Arc};
 use hyper::service::Service;
 use tokio::{
     runtime::{Builder, LocalOptions},
-    sync::watch,
+    sync::{mpsc, oneshot, watch},
 };
 
-use super::Shared;
+use super::{Refresh, Shared};
 use crate::{
     body::Upload,
     client::{self, Client, Counters, Resolver},
@@ -19,12 +19,13 @@ use crate::{
         local::Local,
         normalize::{Settings, headers::Forwarded},
         observe::{Ids, Metrics, Observe},
+        route,
         stack::{self, Pieces},
         upstream::Upstream,
     },
     runtime::ticker::Ticker,
     telemetry::{
-        access::AccessLog,
+        access::{self, AccessLog},
         metrics::{Name, Table},
     },
 };
@@ -36,7 +37,7 @@ struct Worker {
     table: Table,
     metrics: Rc<Metrics>,
     ids: Rc<Ids>,
-    access_log: AccessLog,
+    access_log: Rc<AccessLog>,
     resolver: Rc<Resolver>,
     /// The client, and what it was made of.
     client: RefCell<(client::Settings, Client)>,
@@ -82,10 +83,16 @@ impl Worker {
         let table = shared.registry.table();
         let metrics = Rc::new(Metrics::new(table.clone()));
         let ids = Rc::new(Ids::new(shared.seed.wrapping_add((index as u64) << 32)));
-        let resolver = Rc::new(Resolver::default());
+        let resolver = Resolver::system();
         let settings = client::Settings::new(config.timeouts.connect, config.limits.header_bytes);
         let client = Client::new(settings.clone(), ticker.clone(), Rc::clone(&resolver), counters(&table));
-        let access_log = AccessLog::new(shared.access_writer.clone(), &ticker, config.log.json);
+        let access_log = Rc::new(access_log(&shared, &config));
+        let flushed = Rc::downgrade(&access_log);
+        ticker.every_tick(move || {
+            if let Some(log) = flushed.upgrade() {
+                log.flush();
+            }
+        });
         let client = RefCell::new((settings, client));
         let parts = Parts { shared: &shared, ticker: &ticker, metrics: &metrics, ids: &ids, access_log: &access_log };
         let edge = RefCell::new(parts.edge(&config, &client.borrow().1));
@@ -98,8 +105,12 @@ impl Worker {
             let config = Arc::clone(&configs.borrow_and_update());
             let settings = client::Settings::new(config.timeouts.connect, config.limits.header_bytes);
             if settings != self.client.borrow().0 {
-                let client =
-                    Client::new(settings.clone(), self.ticker.clone(), Rc::clone(&self.resolver), counters(&self.table));
+                let client = Client::new(
+                    settings.clone(),
+                    self.ticker.clone(),
+                    Rc::clone(&self.resolver),
+                    counters(&self.table),
+                );
                 self.client.replace((settings, client));
             }
             let parts = Parts {
@@ -121,7 +132,7 @@ struct Parts<'a> {
     ticker: &'a Ticker,
     metrics: &'a Rc<Metrics>,
     ids: &'a Rc<Ids>,
-    access_log: &'a AccessLog,
+    access_log: &'a Rc<AccessLog>,
 }
 
 impl Parts<'_> {
@@ -144,7 +155,13 @@ impl Parts<'_> {
                 response_ids: shared.response_ids.clone(),
             }),
             local: Rc::new(Local { fleet: Arc::clone(&shared.fleet), aliases: config.routing.aliases.clone() }),
-            route: Rc::new(shared.route.context(config)),
+            route: route::Context::new(
+                Arc::clone(&shared.fleet),
+                Arc::clone(&shared.queue),
+                Arc::clone(&shared.budget),
+                route::Settings::new(&config.routing, config.retry, &config.limits),
+                refresh(shared.refresh.clone()),
+            ),
             upstream: Rc::new(Upstream {
                 client: client.clone(),
                 ticker: self.ticker.clone(),
@@ -154,6 +171,25 @@ impl Parts<'_> {
             }),
         })
     }
+}
+
+/// Asks the control plane and waits for it.
+fn refresh(orders: mpsc::Sender<Refresh>) -> route::Refresh {
+    Rc::new(move |model| {
+        let orders = orders.clone();
+        Box::pin(async move {
+            let (done, answered) = oneshot::channel();
+            if orders.try_send(Refresh { model, done }).is_ok() {
+                // A control plane that is gone has nothing to say either.
+                let _ = answered.await;
+            }
+        })
+    })
+}
+
+fn access_log(shared: &Shared, config: &Config) -> AccessLog {
+    let format = if config.log.json { access::Format::Json } else { access::Format::Text };
+    shared.access.clone().map_or_else(AccessLog::off, |outlet| AccessLog::new(outlet, format))
 }
 
 /// The service of one connection.
@@ -198,8 +234,8 @@ fn stats(table: &Table) -> Stats {
 
 fn counters(table: &Table) -> Counters {
     Counters {
-        opened: table.counter(Name::UpstreamConnectionsOpened, &[]),
-        reused: table.counter(Name::UpstreamConnectionsReused, &[]),
-        stale: table.counter(Name::UpstreamConnectionsStale, &[]),
+        opened: table.counter(Name::UpstreamOpened, &[]),
+        reused: table.counter(Name::UpstreamReused, &[]),
+        stale: table.counter(Name::UpstreamStale, &[]),
     }
 }

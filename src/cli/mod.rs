@@ -16,6 +16,7 @@ use crate::config::{self, Env, Flags, Format, Loaded, Problem};
 pub mod check;
 pub mod demo;
 pub mod schema;
+pub mod serve;
 pub mod sim;
 
 /// Exit code: something failed while it ran.
@@ -43,6 +44,8 @@ Exit codes: 0 fine, 1 failed at run time, 2 invalid configuration, 64 wrong usag
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Runs the gateway
+    Serve(serve::Args),
     /// Checks a configuration: every problem at once, each with its line
     Check(check::Args),
     /// Prints the JSON Schema of the configuration
@@ -105,6 +108,7 @@ impl ConfigArgs {
 pub fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(cli) => match cli.command {
+            Command::Serve(args) => serve::run(&args),
             Command::Check(args) => check::run(&args, None),
             Command::Schema(args) => schema::run(&args),
             Command::Sim(args) => sim::run(args),

@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
+use tracing_subscriber::filter::LevelFilter;
+
 use super::{ConfigArgs, FAILED, talk};
 use crate::{
     app::{App, Options, Source},
-    config::{Env, Listen},
-    telemetry::logging,
+    config::{Env, Level, Listen},
+    telemetry::logging::Logging,
 };
 
 /// Runs the gateway. SIGTERM ends it once running answers have finished; SIGHUP, or a changed file, reloads it.
@@ -29,7 +31,10 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    logging::init(&loaded.config.log);
+    let log = match Logging::start(loaded.config.log.json, level(loaded.config.log.level)) {
+        Ok(log) => log,
+        Err(problem) => return failed(&problem),
+    };
     let source = Source {
         file: loaded.file,
         env: Env::of_process(),
@@ -57,4 +62,15 @@ pub fn run(args: &Args) -> ExitCode {
 fn failed(error: &dyn std::error::Error) -> ExitCode {
     talk(&format!("sluicegate: {error}\n"));
     ExitCode::from(FAILED)
+}
+
+/// The configured level in the words of the log.
+fn level(level: Level) -> LevelFilter {
+    match level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    }
 }

@@ -51,7 +51,7 @@ const INLINE_BODY: usize = 16 * 1024;
 pub struct Client(Rc<Worker>);
 
 /// The client's bounds and times.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// For name, TCP and TLS together.
     pub connect: Duration,

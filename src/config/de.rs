@@ -282,9 +282,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
                 help: Some(help),
             });
         }
-        visitor
-            .visit_map(Entries { of: self, entries, next: 0, fields: Some(fields) })
-            .map_err(|e| self.place(e))
+        visitor.visit_map(Entries { of: self, entries, next: 0, fields: Some(fields) }).map_err(|e| self.place(e))
     }
 
     fn deserialize_enum<V: Visitor<'de>>(

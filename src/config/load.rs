@@ -83,8 +83,7 @@ impl Config {
     /// # Errors
     /// As [`load`].
     pub fn from_backends(urls: &[String], listen: Option<&str>) -> Result<Self, Vec<Problem>> {
-        let flags =
-            Flags { backends: urls.to_vec(), listen: listen.map(str::to_owned), ..Flags::default() };
+        let flags = Flags { backends: urls.to_vec(), listen: listen.map(str::to_owned), ..Flags::default() };
         from_text("", None, &Env::default(), &flags).map(|loaded| loaded.config)
     }
 }
@@ -244,7 +243,14 @@ impl Source {
     fn new(text: &str, path: Option<&Path>, root: &Node) -> Self {
         let base = path.and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
         let name = path.map_or_else(|| "sluicegate".to_owned(), |p| p.display().to_string());
-        Self { name, base, text: text.to_owned(), secrets: secret::Secrets::of(root), places: HashMap::new(), from_env: HashSet::new() }
+        Self {
+            name,
+            base,
+            text: text.to_owned(),
+            secrets: secret::Secrets::of(root),
+            places: HashMap::new(),
+            from_env: HashSet::new(),
+        }
     }
 
     /// Notes where everything is, once all holes are dug.

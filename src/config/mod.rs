@@ -97,6 +97,19 @@ pub struct Cidr {
     pub prefix: u8,
 }
 
+impl Cidr {
+    /// Whether `ip` lies in this network. An IPv4 address mapped into IPv6 counts as the IPv4 address it is.
+    pub fn contains(&self, ip: std::net::IpAddr) -> bool {
+        use std::net::IpAddr::{V4, V6};
+        let beyond = |bits: u32| bits.saturating_sub(u32::from(self.prefix));
+        match (self.address, ip.to_canonical()) {
+            (V4(net), V4(ip)) => u32::from(net).checked_shr(beyond(32)) == u32::from(ip).checked_shr(beyond(32)),
+            (V6(net), V6(ip)) => u128::from(net).checked_shr(beyond(128)) == u128::from(ip).checked_shr(beyond(128)),
+            _ => false,
+        }
+    }
+}
+
 /// One inference server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
@@ -257,4 +270,3 @@ pub enum Level {
     Debug,
     Trace,
 }
-

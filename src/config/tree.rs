@@ -158,7 +158,8 @@ impl Builder {
             && !tag.is_yaml_core_schema()
         {
             self.faults.push(
-                Fault::at(span, "YAML tags have no meaning here").help("remove the tag; secrets come by ${VAR} or *_file"),
+                Fault::at(span, "YAML tags have no meaning here")
+                    .help("remove the tag; secrets come by ${VAR} or *_file"),
             );
         }
         match event {

@@ -34,7 +34,9 @@ pub(super) fn backend(text: &str) -> Result<BackendUrl, Wrong> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return match text.is_empty() || text.contains(char::is_whitespace) {
             true => wrong(format!("`{}` is not a URL", short(text)), "write it as `http://host:port`"),
-            false => wrong(format!("`{}` has no scheme", short(text)), format!("did you mean `http://{}`?", short(text))),
+            false => {
+                wrong(format!("`{}` has no scheme", short(text)), format!("did you mean `http://{}`?", short(text)))
+            }
         };
     };
     let (scheme, default_port) = match scheme.to_ascii_lowercase().as_str() {
@@ -166,9 +168,7 @@ pub(super) fn cidr(text: &str) -> Result<(Cidr, bool), Wrong> {
     };
     let network = match address {
         IpAddr::V4(a) => IpAddr::V4((a.to_bits() & u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)).into()),
-        IpAddr::V6(a) => {
-            IpAddr::V6((a.to_bits() & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0)).into())
-        }
+        IpAddr::V6(a) => IpAddr::V6((a.to_bits() & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0)).into()),
     };
     Ok((Cidr { address: network, prefix }, network != address))
 }

@@ -10,8 +10,9 @@ use std::{
 };
 
 use super::{
-    Admin, AdminAt, Backend, BackendUrl, Capacity, ClientTls, Concurrency, Config, Drain, Health, Level, Limits, Listen,
-    Log, Models, Passthrough, Problem, Profile, Retry, Routing, Scheme, Secret, ServerTls, Severity, Stream, Timeouts,
+    Admin, AdminAt, Backend, BackendUrl, Capacity, ClientTls, Concurrency, Config, Drain, Health, Level, Limits,
+    Listen, Log, Models, Passthrough, Problem, Profile, Retry, Routing, Scheme, Secret, ServerTls, Severity, Stream,
+    Timeouts,
     de::nearest,
     file::{self, FileConfig},
     load::Source,
@@ -48,9 +49,10 @@ pub(super) fn validate(written: &FileConfig, source: &Source) -> Checked {
             file::Profile::Default => Profile::Default,
             file::Profile::Serverless => Profile::Serverless,
         },
-        tls: written.tls.as_ref().and_then(|tls| {
-            v.server_tls("tls", tls.cert.as_deref(), tls.key.as_deref(), tls.client_ca.as_deref())
-        }),
+        tls: written
+            .tls
+            .as_ref()
+            .and_then(|tls| v.server_tls("tls", tls.cert.as_deref(), tls.key.as_deref(), tls.client_ca.as_deref())),
         trusted_proxies: v.networks(&written.trusted_proxies),
         debug_headers: written.debug_headers,
         cors: v.origins(&written.cors.origins),
@@ -424,9 +426,8 @@ impl Validator<'_> {
             }
             _ => {}
         }
-        let mut file = |field: &str, file: &Option<String>| {
-            file.as_ref().map(|file| self.file(&format!("{path}.{field}"), file))
-        };
+        let mut file =
+            |field: &str, file: &Option<String>| file.as_ref().map(|file| self.file(&format!("{path}.{field}"), file));
         let ca = file("ca", &tls.ca);
         let client_cert = file("client_cert", &tls.client_cert);
         let client_key = file("client_key", &tls.client_key);
@@ -488,11 +489,7 @@ impl Validator<'_> {
             self.error("retry.attempts", "0 would send nothing", "1 = the first try alone");
         }
         self.within("retry.budget", written.budget, 0.0, 1.0);
-        Retry {
-            attempts: written.attempts.max(1),
-            budget: written.budget,
-            min_per_second: written.min_per_second,
-        }
+        Retry { attempts: written.attempts.max(1), budget: written.budget, min_per_second: written.min_per_second }
     }
 
     fn timeouts(&mut self, t: &file::Timeouts) -> Timeouts {
@@ -568,7 +565,8 @@ impl Validator<'_> {
         }
         if l.body_memory < l.request_body {
             let field = if self.source.is_set("limits.body_memory") { "body_memory" } else { "request_body" };
-            let reason = format!("`body_memory` ({}) holds no whole `request_body` ({})", l.body_memory, l.request_body);
+            let reason =
+                format!("`body_memory` ({}) holds no whole `request_body` ({})", l.body_memory, l.request_body);
             self.warn(&format!("limits.{field}"), reason, "the greatest bodies will be refused");
         }
         Limits {
@@ -595,7 +593,11 @@ impl Validator<'_> {
             self.warn("drain.grace", reason, "the wait ends with the last call");
         }
         if written.delay.0 > Duration::from_secs(600) {
-            self.warn("drain.delay", "for this long the gateway takes new calls after it was told to end", "5s will do");
+            self.warn(
+                "drain.delay",
+                "for this long the gateway takes new calls after it was told to end",
+                "5s will do",
+            );
         }
         Drain { delay: written.delay.0, grace: written.grace.0 }
     }

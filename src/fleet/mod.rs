@@ -15,6 +15,7 @@ mod event;
 mod health;
 mod load;
 mod models;
+pub mod response_ids;
 mod room;
 mod snapshot;
 mod window;

@@ -74,6 +74,11 @@ impl Payload {
         }
     }
 
+    /// Whether it can be sent again.
+    pub fn lasts(&self) -> bool {
+        !matches!(self.0, Kept::Upload(_))
+    }
+
     /// The content, where it was read.
     pub fn bytes(&self) -> Option<&Bytes> {
         match &self.0 {

@@ -71,9 +71,9 @@ impl Local {
     /// Every model by id, as the first backend that has it describes it; aliases beside them.
     fn models(&self) -> BTreeMap<String, Bytes> {
         let mut models = BTreeMap::new();
-        for backend in self.fleet.snapshot().backends() {
-            for model in backend.models().list() {
-                models.entry(model.id.to_string()).or_insert_with(|| model.described());
+        for backend in &self.fleet.snapshot().backends {
+            for model in backend.models().names() {
+                models.entry(model.to_string()).or_insert_with(|| described(model));
             }
         }
         for (alias, model) in &self.aliases {
@@ -85,6 +85,11 @@ impl Local {
         }
         models
     }
+}
+
+/// What is said of a model that no engine described.
+fn described(id: &str) -> Bytes {
+    serde_json::json!({"id": id, "object": "model", "created": 0, "owned_by": "sluicegate"}).to_string().into()
 }
 
 /// The same description under another id.

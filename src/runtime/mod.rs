@@ -3,4 +3,5 @@
 pub mod drain;
 pub mod io;
 pub mod pace;
+pub mod signal;
 pub mod ticker;

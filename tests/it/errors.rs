@@ -17,7 +17,10 @@ fn the_shape_follows_the_path() {
     assert!(openai.text().contains("1024") && openai.text().contains("limits.request_body"));
     let anthropic = gate.post("/v1/messages", &large);
     let json = anthropic.json();
-    assert_eq!((anthropic.status, &json["type"], &json["error"]["type"]), (413, &"error".into(), &"invalid_request_error".into()));
+    assert_eq!(
+        (anthropic.status, &json["type"], &json["error"]["type"]),
+        (413, &"error".into(), &"invalid_request_error".into())
+    );
     let ollama = gate.post("/api/chat", &large);
     assert!(ollama.json()["error"].is_string(), "{}", ollama.text());
 }
@@ -63,7 +66,8 @@ fn a_cut_stream_ends_in_an_error_event_and_never_looks_whole() {
         let text = answer.text();
         assert_eq!(answer.status, 200, "{kind:?}");
         assert!(!answer.whole && !text.contains("[DONE]"), "{kind:?}: {text}");
-        let last = text.trim_end().rsplit("\n\n").next().unwrap().strip_prefix("data: ").unwrap_or_else(|| panic!("{text}"));
+        let last =
+            text.trim_end().rsplit("\n\n").next().unwrap().strip_prefix("data: ").unwrap_or_else(|| panic!("{text}"));
         let event: serde_json::Value = serde_json::from_str(last).unwrap();
         assert_eq!(event["error"]["code"], "stream_cut", "{kind:?}");
         for event in text.split("\n\n").filter(|event| !event.is_empty()) {
@@ -83,8 +87,14 @@ fn each_dialect_has_its_own_error_event() {
         assert!(!answer.whole, "{path}");
         answer.text()
     };
-    let messages = cut("/v1/messages", r#"{"model":"sim","max_tokens":8,"stream":true,"messages":[{"role":"user","content":"hi"}]}"#);
-    assert!(messages.contains("\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\""), "{messages}");
+    let messages = cut(
+        "/v1/messages",
+        r#"{"model":"sim","max_tokens":8,"stream":true,"messages":[{"role":"user","content":"hi"}]}"#,
+    );
+    assert!(
+        messages.contains("\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\""),
+        "{messages}"
+    );
     let responses = cut("/v1/responses", r#"{"model":"sim","max_output_tokens":8,"stream":true,"input":"hi"}"#);
     assert!(responses.contains("\"type\":\"error\""), "{responses}");
     let ollama = cut("/api/chat", r#"{"model":"sim","messages":[{"role":"user","content":"hi"}]}"#);

@@ -77,5 +77,8 @@ fn debug_headers_say_where_it_went() {
     let sim = sim(|_| {});
     let gate = Gateway::new(&[&sim], "debug_headers: true\n").healthy();
     let answer = gate.request("POST", "/sim/echo", &[], "x");
-    assert_eq!((answer.header("x-sluicegate-backend"), answer.header("x-sluicegate-attempts")), (Some("b0"), Some("1")));
+    assert_eq!(
+        (answer.header("x-sluicegate-backend"), answer.header("x-sluicegate-attempts")),
+        (Some("b0"), Some("1"))
+    );
 }

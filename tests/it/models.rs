@@ -71,7 +71,8 @@ fn an_alias_changes_the_name_and_nothing_else() {
     assert_eq!(plain.json()["model"], "gpt-x");
     let seen = sim.last(Some("/v1/chat/completions")).unwrap();
     assert_eq!(seen.body, chat("sim").as_bytes());
-    let stream = gate.post("/v1/chat/completions", &chat("gpt-x").replace("\"max_tokens\"", "\"stream\":true,\"max_tokens\""));
+    let stream =
+        gate.post("/v1/chat/completions", &chat("gpt-x").replace("\"max_tokens\"", "\"stream\":true,\"max_tokens\""));
     assert!(stream.whole);
     let text = stream.text();
     assert!(text.contains("\"model\":\"gpt-x\"") && !text.contains("\"model\":\"sim\""), "{text}");
@@ -84,11 +85,15 @@ fn a_response_returns_to_the_backend_that_issued_it() {
     let gate = Gateway::new(&[&a, &b], "debug_headers: true\n").healthy();
     for turn in 0..8 {
         let stream = turn % 2 == 1;
-        let first = gate.post("/v1/responses", &format!(r#"{{"model":"sim","input":"hi","max_output_tokens":2,"stream":{stream}}}"#));
+        let first = gate.post(
+            "/v1/responses",
+            &format!(r#"{{"model":"sim","input":"hi","max_output_tokens":2,"stream":{stream}}}"#),
+        );
         let issuer = first.header("x-sluicegate-backend").unwrap().to_owned();
         let text = first.text();
         let id = text.split("\"id\":\"resp_").nth(1).unwrap().split('"').next().unwrap();
-        let next = gate.post("/v1/responses", &format!(r#"{{"model":"sim","input":"go on","previous_response_id":"resp_{id}"}}"#));
+        let next = gate
+            .post("/v1/responses", &format!(r#"{{"model":"sim","input":"go on","previous_response_id":"resp_{id}"}}"#));
         assert_eq!(next.header("x-sluicegate-backend"), Some(&*issuer));
         let read = gate.get(&format!("/v1/responses/resp_{id}"));
         assert_eq!(read.header("x-sluicegate-backend"), Some(&*issuer));

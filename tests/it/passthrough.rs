@@ -78,8 +78,10 @@ fn every_event_comes_when_it_was_made() {
     let sim = sim(|_| {});
     let gate = Gateway::new(&[&sim], "").healthy();
     sim.fault(Fault::new(Kind::Stall).after(3).times(1));
-    let mut stream =
-        gate.start("/v1/chat/completions", r#"{"model":"sim","messages":[{"role":"user","content":"hi"}],"stream":true,"max_tokens":9}"#);
+    let mut stream = gate.start(
+        "/v1/chat/completions",
+        r#"{"model":"sim","messages":[{"role":"user","content":"hi"}],"stream":true,"max_tokens":9}"#,
+    );
     // The backend stands still after three tokens: they are all here.
     let tokens = sluicegate::sim::expected("hi", "sim", 0, 3);
     let mut seen = stream.until("\r\n\r\n");
@@ -101,7 +103,9 @@ fn a_client_that_leaves_frees_the_backend() {
         let before = sim.state().cancelled;
         let exchange = gate.start(
             "/v1/chat/completions",
-            &format!(r#"{{"model":"sim","messages":[{{"role":"user","content":"hi"}}],"max_tokens":500,"stream":{stream}}}"#),
+            &format!(
+                r#"{{"model":"sim","messages":[{{"role":"user","content":"hi"}}],"max_tokens":500,"stream":{stream}}}"#
+            ),
         );
         block_on(sim.until(|state| state.running == 1));
         drop(exchange);

@@ -58,11 +58,16 @@ fn what_may_not_be_repeated_is_not() {
 
 #[test]
 fn a_backend_that_dies_under_load_costs_no_request() {
-    let sims = [sim(|c| c.pace.ttft = std::time::Duration::from_millis(5)), sim(|c| c.pace.ttft = std::time::Duration::from_millis(5))];
+    let sims = [
+        sim(|c| c.pace.ttft = std::time::Duration::from_millis(5)),
+        sim(|c| c.pace.ttft = std::time::Duration::from_millis(5)),
+    ];
     let gate = std::sync::Arc::new(Gateway::new(&[&sims[0], &sims[1]], "").healthy());
     let load = {
         let gate = std::sync::Arc::clone(&gate);
-        std::thread::spawn(move || at_once(16, move |_| (0..40).filter(|_| gate.post("/v1/chat/completions", CHAT).status != 200).count()))
+        std::thread::spawn(move || {
+            at_once(16, move |_| (0..40).filter(|_| gate.post("/v1/chat/completions", CHAT).status != 200).count())
+        })
     };
     for _ in 0..3 {
         sims[0].kill();

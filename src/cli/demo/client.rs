@@ -185,9 +185,7 @@ impl Said {
         match self.error {
             Some(reason) if spoken(prompt, &self.text) => Outcome::Cut { tokens: self.tokens, reason },
             None if self.finished && self.done => judge(prompt, &self.text),
-            None if spoken(prompt, &self.text) => {
-                failed(format!("ended without a word after {} tokens", self.tokens))
-            }
+            None if spoken(prompt, &self.text) => failed(format!("ended without a word after {} tokens", self.tokens)),
             _ => Outcome::Wrong { what: format!("other tokens than `{prompt}` must give") },
         }
     }

@@ -16,10 +16,7 @@ use http::{HeaderMap, Method, Version, header, request::Parts};
 use tokio::time::Instant;
 use tower::{Service, service_fn};
 
-use self::{
-    headers::Via,
-    payload::Memory,
-};
+use self::{headers::Via, payload::Memory};
 use super::{
     Arrival, Response,
     call::{Call, Payload},
@@ -177,9 +174,7 @@ impl Settings {
         let Some(found) = found else { return (bytes, Named::default()) };
         let named = self.named(Some(&found.text));
         let edited = match (&named.alias, &named.model) {
-            (Some(_), Some(model)) => {
-                Some(multipart::replace_model(&bytes, &found.span, model))
-            }
+            (Some(_), Some(model)) => Some(multipart::replace_model(&bytes, &found.span, model)),
             _ => None,
         };
         (edited.map_or(bytes, Bytes::from), named)
@@ -222,7 +217,11 @@ fn form_of(head: &Parts, endpoint: Endpoint) -> Form {
         return Form::Opaque;
     }
     let known = !matches!(endpoint, Endpoint::Passthrough | Endpoint::Response | Endpoint::Models | Endpoint::Model);
-    if head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if head
+        .headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
         return if known { Form::Coded } else { Form::Opaque };
     }
     let content_type = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
@@ -258,10 +257,14 @@ fn upgrade(head: &Parts, endpoint: Endpoint) -> Result<bool, Error> {
     let Some(wanted) = head.headers.get(header::UPGRADE).filter(|_| head.version == Version::HTTP_11) else {
         return Ok(false);
     };
-    let listed = |name: &[u8]| wanted.as_bytes().split(|b| *b == b',').any(|w| w.trim_ascii().eq_ignore_ascii_case(name));
+    let listed =
+        |name: &[u8]| wanted.as_bytes().split(|b| *b == b',').any(|w| w.trim_ascii().eq_ignore_ascii_case(name));
     if listed(b"websocket") {
         if endpoint == Endpoint::Responses {
-            return Err(Error::new(Kind::UpgradeRequired, "/v1/responses is not served over WebSocket; send the same as a POST"));
+            return Err(Error::new(
+                Kind::UpgradeRequired,
+                "/v1/responses is not served over WebSocket; send the same as a POST",
+            ));
         }
         if head.method != Method::GET {
             return Err(Error::new(Kind::BadRequest, "a WebSocket handshake is a GET (RFC 6455 §4.1)"));

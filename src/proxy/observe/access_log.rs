@@ -11,7 +11,7 @@ pub(super) fn write(line: &mut Line<'_>, story: &Story) {
     line.number("status", u64::from(story.status));
     line.text("method", record.method.as_str());
     line.text("path", record.path.path());
-    line.micros("duration_ms", record.start.elapsed());
+    line.millis("duration_ms", record.start.elapsed());
     line.text("id", record.id.to_str().unwrap_or("-"));
     if let Some(address) = record.peer.address {
         let mut text = [0; 64];
@@ -26,22 +26,22 @@ pub(super) fn write(line: &mut Line<'_>, story: &Story) {
         line.text("model", model);
     }
     if record.stream.get() {
-        line.flag("stream");
+        line.flag("stream", true);
     }
     if let Some(backend) = &*record.backend.borrow() {
         line.text("backend", &backend.spec.name);
         line.text("why", record.why.get());
         line.number("attempts", u64::from(record.attempts.get()));
     }
-    line.micros("gateway_ms", story.overhead);
+    line.millis("gateway_ms", story.overhead);
     if !record.queued.get().is_zero() {
-        line.micros("queue_ms", record.queued.get());
+        line.millis("queue_ms", record.queued.get());
     }
     if let Some(head) = record.head.get() {
-        line.micros("head_ms", head - record.start);
+        line.millis("head_ms", head - record.start);
     }
     if let Some(first) = record.first_byte.get() {
-        line.micros("first_byte_ms", first - record.start);
+        line.millis("first_byte_ms", first - record.start);
     }
     line.number("bytes_in", record.received.get());
     line.number("bytes_out", story.sent);

@@ -40,7 +40,6 @@ pub struct Metrics {
     in_flight: Gauge,
     overhead: Histogram,
     queue: Histogram,
-    per_output_token: Histogram,
     received: Counter,
     sent: Counter,
     left: Counter,
@@ -54,7 +53,6 @@ pub struct Metrics {
 #[derive(Debug)]
 struct PerEndpoint {
     duration: Histogram,
-    first_token: Histogram,
     /// In the order of [`CODES`], `other` last.
     codes: Vec<Counter>,
 }
@@ -64,6 +62,8 @@ struct Tokens {
     input: Counter,
     output: Counter,
     cached: Counter,
+    first: Histogram,
+    each: Histogram,
 }
 
 impl Metrics {
@@ -76,7 +76,6 @@ impl Metrics {
                 let code = |code: &str| table.counter(Name::Requests, &[endpoint, ("code", code)]);
                 PerEndpoint {
                     duration: table.histogram(Name::RequestDuration, &[endpoint]),
-                    first_token: table.histogram(Name::TimeToFirstToken, &[endpoint]),
                     codes: CODES.iter().map(|c| code(&c.to_string())).chain([code("other")]).collect(),
                 }
             })
@@ -86,12 +85,11 @@ impl Metrics {
             .map(|row| (row.code, table.counter(Name::StreamsCut, &[("reason", row.code)])))
             .collect();
         Self {
-            in_flight: table.gauge(Name::RequestsInFlight, &[]),
-            overhead: table.histogram(Name::GatewayOverhead, &[]),
+            in_flight: table.gauge(Name::InFlight, &[]),
+            overhead: table.histogram(Name::Overhead, &[]),
             queue: table.histogram(Name::QueueWait, &[]),
-            per_output_token: table.histogram(Name::TimePerOutputToken, &[]),
-            received: table.counter(Name::BytesReceived, &[]),
-            sent: table.counter(Name::BytesSent, &[]),
+            received: table.counter(Name::RequestBytes, &[]),
+            sent: table.counter(Name::ResponseBytes, &[]),
             left: table.counter(Name::ClientsGone, &[]),
             endpoints,
             cuts,
@@ -108,7 +106,8 @@ impl Metrics {
     pub(super) fn ended(&self, story: &Story) {
         let record = &story.record;
         self.in_flight.decrement(1.0);
-        let endpoint = &self.endpoints[ENDPOINTS.iter().position(|e| *e == record.endpoint).unwrap_or(ENDPOINTS.len() - 1)];
+        let endpoint =
+            &self.endpoints[ENDPOINTS.iter().position(|e| *e == record.endpoint).unwrap_or(ENDPOINTS.len() - 1)];
         endpoint.codes[CODES.binary_search(&story.status).unwrap_or(CODES.len())].increment(1);
         endpoint.duration.record(record.start.elapsed());
         self.overhead.record(story.overhead);
@@ -126,11 +125,11 @@ impl Metrics {
             counter.increment(1);
         }
         if story.status < 300 {
-            self.tokens(story, endpoint);
+            self.tokens(story);
         }
     }
 
-    fn tokens(&self, story: &Story, endpoint: &PerEndpoint) {
+    fn tokens(&self, story: &Story) {
         let record = &story.record;
         let usage = record.usage.get();
         if usage == Default::default() {
@@ -140,17 +139,17 @@ impl Metrics {
             tokens.input.increment(u64::from(usage.input));
             tokens.output.increment(u64::from(usage.output));
             tokens.cached.increment(u64::from(usage.cached));
-        });
-        if !record.stream.get() {
-            return;
-        }
-        if let (Some(first), Some(last)) = (record.first_byte.get(), record.last_byte.get()) {
-            endpoint.first_token.record(first - record.start);
-            let between = usage.output.saturating_sub(1);
-            if between > 0 {
-                self.per_output_token.record((last - first).as_secs_f64() / f64::from(between));
+            if !record.stream.get() {
+                return;
             }
-        }
+            if let (Some(first), Some(last)) = (record.first_byte.get(), record.last_byte.get()) {
+                tokens.first.record(first - record.start);
+                let between = usage.output.saturating_sub(1);
+                if between > 0 {
+                    tokens.each.record((last - first).as_secs_f64() / f64::from(between));
+                }
+            }
+        });
     }
 
     fn with_model(&self, story: &Story, count: impl Fn(&Tokens)) {
@@ -173,8 +172,14 @@ impl Metrics {
 
 impl Tokens {
     fn new(table: &Table, model: &str) -> Self {
-        let tokens = |kind| table.counter(Name::Tokens, &[("model", model), ("kind", kind)]);
-        Self { input: tokens("input"), output: tokens("output"), cached: tokens("cached") }
+        let model = [("model", model)];
+        Self {
+            input: table.counter(Name::InputTokens, &model),
+            output: table.counter(Name::OutputTokens, &model),
+            cached: table.counter(Name::CachedTokens, &model),
+            first: table.histogram(Name::FirstToken, &model),
+            each: table.histogram(Name::PerToken, &model),
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 mod access_log;
 mod metrics;
 
-use std::{cell::RefCell, convert::Infallible, io::Write as _, rc::Rc};
+use std::{cell::RefCell, convert::Infallible, io::Write as _, rc::Rc, time::SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
@@ -37,7 +37,7 @@ const LONGEST_ID: usize = 128;
 pub struct Observe {
     pub metrics: Rc<Metrics>,
     /// `None` = `log.access` is off.
-    pub access_log: Option<AccessLog>,
+    pub access_log: Option<Rc<AccessLog>>,
     /// `debug_headers`
     pub debug_headers: bool,
     pub ids: Rc<Ids>,
@@ -83,8 +83,12 @@ impl Wyrand {
 pub fn observe<S>(
     stage: Rc<Observe>,
     inner: S,
-) -> impl Service<Inbound, Response = Response, Error = Infallible, Future = impl Future<Output = Result<Response, Infallible>>>
-+ Clone
+) -> impl Service<
+    Inbound,
+    Response = Response,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response, Infallible>>,
+> + Clone
 where
     S: Service<Arrival, Response = Response, Error = Error> + Clone,
 {
@@ -243,7 +247,7 @@ impl Drop for Story {
         }
         self.stage.metrics.ended(self);
         if let Some(log) = &self.stage.access_log {
-            log.line(|line| access_log::write(line, self));
+            log.line(SystemTime::now(), |line| access_log::write(line, self));
         }
     }
 }

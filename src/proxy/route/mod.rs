@@ -50,7 +50,7 @@ use crate::{
     fleet::{Backend, Fleet, Permit, Pools},
     proxy::{
         attempt::Attempt,
-        call::{Call, Payload},
+        call::Call,
     },
 };
 
@@ -161,7 +161,7 @@ where
         let response = answer?;
         let streams = response.body().as_whole().is_none() && !response.body().is_end_stream();
         let again = self.call.repeatable
-            && matches!(self.call.payload, Payload::Whole(_))
+            && self.call.payload.lasts()
             && self.number < self.ctx.settings.retry.attempts;
         Ok(if streams && again { Replace::wrap(response, self) } else { response })
     }

@@ -79,7 +79,11 @@ pub(super) fn guard(
         inner: body,
         hold: framing.map(HoldBack::new),
         meter: metered.then(|| StreamMeter::new(call.endpoint, dialect)),
-        renamer: call.alias.as_deref().filter(|_| renamed && framing.is_some()).map(|alias| Renamer::new(dialect, alias)),
+        renamer: call
+            .alias
+            .as_deref()
+            .filter(|_| renamed && framing.is_some())
+            .map(|alias| Renamer::new(dialect, alias)),
         gather,
         learn: call.endpoint == Endpoint::Responses && head.status == StatusCode::OK,
         good,
@@ -123,13 +127,7 @@ impl Gather {
 }
 
 /// A whole answer: tokens, finish, id, name.
-fn finished(
-    whole: &Bytes,
-    head: &http::response::Parts,
-    stage: &Upstream,
-    call: &Call,
-    backend: &Backend,
-) -> Bytes {
+fn finished(whole: &Bytes, head: &http::response::Parts, stage: &Upstream, call: &Call, backend: &Backend) -> Bytes {
     let record = &call.record;
     backend.report(Outcome::Answered { ttft: None });
     let now = record.head.get();

@@ -42,10 +42,7 @@ impl Framing {
 
 /// Whether `data` ends with two line ends in a row, of any kind.
 fn ends_blank(data: &[u8]) -> bool {
-    let line = data
-        .strip_suffix(b"\r\n")
-        .or_else(|| data.strip_suffix(b"\n"))
-        .or_else(|| data.strip_suffix(b"\r"));
+    let line = data.strip_suffix(b"\r\n").or_else(|| data.strip_suffix(b"\n")).or_else(|| data.strip_suffix(b"\r"));
     line.is_some_and(|line| matches!(line.last(), Some(b'\n' | b'\r')))
 }
 

@@ -60,12 +60,8 @@ impl Upstream {
         let target = self.target(&backend)?;
         let started = Instant::now();
         let own = own_credentials(&call, &backend);
-        let head = Head {
-            method: &call.method,
-            path: &call.path,
-            headers: own.as_ref().unwrap_or(&call.headers),
-            extra: &[],
-        };
+        let head =
+            Head { method: &call.method, path: &call.path, headers: own.as_ref().unwrap_or(&call.headers), extra: &[] };
         let mut watch = self.watch(&call, &backend, started);
         let mut response = if call.tunnel {
             let upgraded = watch.guard(self.client.upgrade(&target, head)).await;
@@ -142,8 +138,11 @@ impl Upstream {
             }
             Stage::Protocol => {
                 backend.report(Outcome::Broken(&failure.cause.to_string()));
-                Error::new(Kind::UpstreamProtocol, format!("backend {name} answered with broken HTTP: {}", failure.cause))
-                    .with_source(failure.cause)
+                Error::new(
+                    Kind::UpstreamProtocol,
+                    format!("backend {name} answered with broken HTTP: {}", failure.cause),
+                )
+                .with_source(failure.cause)
             }
             Stage::Request => match failure.cause.downcast::<Error>() {
                 Ok(own) => *own,
@@ -175,12 +174,18 @@ impl Watch {
 
     fn poll_over(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Error> {
         if self.total.poll_over(cx).is_ready() {
-            return Poll::Ready(Error::new(Kind::DeadlineExceeded, "timeouts.total ran out before the answer was complete"));
+            return Poll::Ready(Error::new(
+                Kind::DeadlineExceeded,
+                "timeouts.total ran out before the answer was complete",
+            ));
         }
         self.silence.poll_over(cx).map(|over| match over {
             Over::Limit(limit) => Error::new(
                 Kind::UpstreamTimeout,
-                format!("the backend sent nothing for {} s; it may be overloaded: raise timeouts, or add capacity", limit.as_secs()),
+                format!(
+                    "the backend sent nothing for {} s; it may be overloaded: raise timeouts, or add capacity",
+                    limit.as_secs()
+                ),
             ),
             Over::Dead(reason) => {
                 Error::new(Kind::UpstreamReset, format!("the backend was silent and then found dead: {reason}"))

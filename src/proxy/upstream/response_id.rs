@@ -36,7 +36,8 @@ mod tests {
     #[test]
     fn plain_and_streamed() {
         assert_eq!(in_answer(br#"{"object":"response","id":"resp_1"}"#).as_deref(), Some("resp_1"));
-        let events = b"event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_2\"}}\n\n";
+        let events =
+            b"event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_2\"}}\n\n";
         assert_eq!(in_event(events).as_deref(), Some("resp_2"));
         assert_eq!(in_event(&events[..40]), None);
     }

@@ -69,9 +69,7 @@ impl Gateway {
     /// The value of a series on `/metrics`; 0 when it is not there.
     pub fn metric(&self, series: &str) -> f64 {
         let text = self.admin("GET", "/metrics").text();
-        text.lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
-            .unwrap_or_default()
+        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok()).unwrap_or_default()
     }
 
     /// Asks the admin plane until `wanted` holds: a state that another thread is about to reach.

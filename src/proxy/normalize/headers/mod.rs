@@ -42,9 +42,8 @@ impl Via {
     /// `instance` is unique to this process: two Sluicegates in a row are no loop.
     pub fn new(instance: &str) -> Self {
         let name = format!("sluicegate-{instance}");
-        let value = |version| {
-            HeaderValue::try_from(format!("{version} {name}")).expect("an instance name is visible ASCII")
-        };
+        let value =
+            |version| HeaderValue::try_from(format!("{version} {name}")).expect("an instance name is visible ASCII");
         Self { http1: value("1.1"), http2: value("2.0"), name }
     }
 
@@ -60,9 +59,10 @@ impl Via {
             }
             Entry::Occupied(mut way) => {
                 let been_here = |value: &HeaderValue| {
-                    value.as_bytes().split(|b| *b == b',').any(|hop| {
-                        hop.trim_ascii().split(u8::is_ascii_whitespace).nth(1) == Some(self.name.as_bytes())
-                    })
+                    value
+                        .as_bytes()
+                        .split(|b| *b == b',')
+                        .any(|hop| hop.trim_ascii().split(u8::is_ascii_whitespace).nth(1) == Some(self.name.as_bytes()))
                 };
                 if way.iter().any(been_here) {
                     return Err(Error::new(
@@ -80,9 +80,9 @@ impl Via {
 /// Removes what concerns the client's connection only, and fields that only this gateway may set.
 pub fn strip_request(headers: &mut HeaderMap) {
     // `TE: trailers` is the one coding that may pass: gRPC insists on it.
-    let trailers = headers
-        .get(header::TE)
-        .is_some_and(|te| te.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers")));
+    let trailers = headers.get(header::TE).is_some_and(|te| {
+        te.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    });
     strip_hop_by_hop(headers);
     headers.remove(header::EXPECT);
     headers.remove(header::CONTENT_LENGTH);
@@ -106,7 +106,9 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .flat_map(|value| value.as_bytes().split(|b| *b == b','))
             .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
             // These are the message's own: naming them in Connection is an attack (RFC 9110 §7.6.1).
-            .filter(|name| !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::CONTENT_TYPE | header::AUTHORIZATION))
+            .filter(|name| {
+                !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::CONTENT_TYPE | header::AUTHORIZATION)
+            })
             .collect();
         for name in named {
             headers.remove(name);
@@ -169,7 +171,9 @@ impl Forwarded {
     /// The address the request came from at first, as far as trusted proxies tell.
     pub fn client<'a>(&'a self, headers: &'a HeaderMap) -> &'a str {
         let told = headers.get(X_FORWARDED_FOR).filter(|_| self.trusted).and_then(|v| v.to_str().ok());
-        told.and_then(|list| list.split(',').next()).map(str::trim).unwrap_or_else(|| self.address.to_str().unwrap_or("unknown"))
+        told.and_then(|list| list.split(',').next())
+            .map(str::trim)
+            .unwrap_or_else(|| self.address.to_str().unwrap_or("unknown"))
     }
 }
 
@@ -182,7 +186,8 @@ fn append(headers: &mut HeaderMap, name: HeaderName, own: &HeaderValue) {
     let value = if joined.is_empty() {
         own.clone()
     } else {
-        HeaderValue::from_maybe_shared(bytes::Bytes::from([&joined, own.as_bytes()].concat())).unwrap_or_else(|_| own.clone())
+        HeaderValue::from_maybe_shared(bytes::Bytes::from([&joined, own.as_bytes()].concat()))
+            .unwrap_or_else(|_| own.clone())
     };
     headers.insert(name, value);
 }

@@ -1,13 +1,13 @@
 use super::*;
 
 fn map(fields: &[(&str, &str)]) -> HeaderMap {
-    fields
-        .iter()
-        .map(|(n, v)| (HeaderName::from_bytes(n.as_bytes()).unwrap(), HeaderValue::from_str(v).unwrap()))
-        .fold(HeaderMap::new(), |mut map, (n, v)| {
+    fields.iter().map(|(n, v)| (HeaderName::from_bytes(n.as_bytes()).unwrap(), HeaderValue::from_str(v).unwrap())).fold(
+        HeaderMap::new(),
+        |mut map, (n, v)| {
             map.append(n, v);
             map
-        })
+        },
+    )
 }
 
 fn all(headers: &HeaderMap, name: &str) -> Vec<String> {
@@ -49,13 +49,21 @@ fn via_is_appended_and_a_loop_is_seen() {
     let mut headers = map(&[("via", "1.1 proxy, 2.0 sluicegate-c (sluicegate-a)")]);
     a.stamp(&mut headers, Version::HTTP_11).unwrap();
     b.stamp(&mut headers, Version::HTTP_2).unwrap();
-    assert_eq!(all(&headers, "via"), ["1.1 proxy, 2.0 sluicegate-c (sluicegate-a)", "1.1 sluicegate-a", "2.0 sluicegate-b"]);
+    assert_eq!(
+        all(&headers, "via"),
+        ["1.1 proxy, 2.0 sluicegate-c (sluicegate-a)", "1.1 sluicegate-a", "2.0 sluicegate-b"]
+    );
     assert_eq!(a.stamp(&mut headers, Version::HTTP_11).unwrap_err().kind(), Kind::LoopDetected);
 }
 
 #[test]
 fn forwarding_fields_are_replaced_for_strangers_and_appended_for_trusted() {
-    let claimed = [("x-forwarded-for", "1.2.3.4"), ("forwarded", "for=1.2.3.4"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "evil")];
+    let claimed = [
+        ("x-forwarded-for", "1.2.3.4"),
+        ("forwarded", "for=1.2.3.4"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "evil"),
+    ];
     let address: IpAddr = "10.0.0.9".parse().unwrap();
     let host = || Some(HeaderValue::from_static("gate"));
 

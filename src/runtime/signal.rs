@@ -1,0 +1,5 @@
+#[derive(Clone, Copy, Debug)]
+pub enum Signal {
+    Terminate,
+    Reload,
+}
