@@ -34,7 +34,7 @@ pub struct Field<'a> {
 pub fn model<'a>(content_type: &str, body: &'a [u8]) -> Option<Field<'a>> {
     let boundary = boundary(content_type)?;
     let mut found = None;
-    for part in parts(&boundary, body).take(MAX_PARTS) {
+    for part in Parts::new(&boundary, body).take(MAX_PARTS) {
         if is_model(&body[part.headers]) {
             found = Some(part.content);
         }
@@ -55,27 +55,65 @@ struct Part {
 }
 
 /// The parts that are closed by a further boundary line.
-fn parts<'a>(boundary: &str, body: &'a [u8]) -> impl Iterator<Item = Part> + 'a {
-    let line = format!("\r\n--{boundary}");
-    let finder = memmem::Finder::new(&line).into_owned();
-    // The first boundary may stand at the very start, without a line end before it.
-    let mut at = if body.starts_with(&line.as_bytes()[2..]) {
-        Some(line.len() - 2)
-    } else {
-        finder.find(body).map(|found| found + line.len())
-    };
-    std::iter::from_fn(move || {
+struct Parts<'a> {
+    body: &'a [u8],
+    finder: memmem::Finder<'static>,
+    /// Where the next part's header fields begin.
+    next: Option<usize>,
+}
+
+/// A boundary line.
+struct Delimiter {
+    /// Its line end before, where a part's content ends.
+    start: usize,
+    /// Behind it, unless it closes the form.
+    next: Option<usize>,
+}
+
+impl<'a> Parts<'a> {
+    fn new(boundary: &str, body: &'a [u8]) -> Self {
+        let line = format!("\r\n--{boundary}");
+        let mut parts = Self { body, finder: memmem::Finder::new(&line).into_owned(), next: None };
+        // The first boundary may stand at the very start, without a line end before it.
+        let bare = &line.as_bytes()[2..];
+        parts.next = match body.strip_prefix(bare).and_then(line_end) {
+            Some(rest) => Some(bare.len() + rest),
+            None => parts.delimiter(0).and_then(|delimiter| delimiter.next),
+        };
+        parts
+    }
+
+    /// The first boundary line from `from` on. What begins like one and goes on otherwise is content.
+    fn delimiter(&self, mut from: usize) -> Option<Delimiter> {
         loop {
-            let start = at.take()?;
-            // "--" closes the form; anything else but white space up to the line's end is content that looks alike.
-            let headers = start + line_end(&body[start..])?;
-            let end = headers.saturating_sub(2) + finder.find(&body[headers - 2..])?;
-            at = Some(end + finder.needle().len());
-            if let Some(content) = content(body, headers..end) {
+            let start = from + self.finder.find(&self.body[from..])?;
+            let end = start + self.finder.needle().len();
+            let rest = &self.body[end..];
+            if rest.starts_with(b"--") {
+                return Some(Delimiter { start, next: None });
+            }
+            if let Some(length) = line_end(rest) {
+                return Some(Delimiter { start, next: Some(end + length) });
+            }
+            from = end;
+        }
+    }
+}
+
+impl Iterator for Parts<'_> {
+    type Item = Part;
+
+    fn next(&mut self) -> Option<Part> {
+        loop {
+            let headers = self.next.take()?;
+            // An empty part's boundary line shares the line end of the one before.
+            let delimiter = self.delimiter(headers - 2)?;
+            self.next = delimiter.next;
+            if let Some(content) = content(self.body, headers..delimiter.start) {
                 return Some(Part { headers: headers..content.start, content });
             }
         }
-    })
+    }
 }
 
 /// Length of the rest of a boundary line: white space and CRLF.

@@ -101,12 +101,13 @@ impl StreamMeter {
     /// Whether the answer is complete: no error came, and every choice that began has ended for a reason other than
     /// abort and error. `[DONE]` proves nothing (vLLM sends it after errors), and its absence nothing either. Of a
     /// stream that does not tell its end (embeddings, unknown paths) only an error is known; the framing below decides.
+    /// Where an event was too large to be looked at, the terminator must do.
     pub fn is_whole(&self) -> bool {
         let state = &self.state;
         if state.error || matches!(state.finish, Finish::Abort | Finish::Error) {
             return false;
         }
-        if !state.tells_its_end {
+        if !state.tells_its_end || (self.overflowed() && self.saw_done()) {
             return true;
         }
         match state.dialect {
@@ -195,12 +196,13 @@ impl State {
         let ordinary = facts.finish == Finish::None
             && !facts.error
             && !facts.done
+            && !facts.tools
             && facts.deltas == 1
             && facts.sequence.is_none();
         (self.counts, self.timings) = (facts.counts, facts.timings);
         self.finish = self.finish.join(facts.finish);
         self.error |= facts.error;
-        self.tokens += u64::from(facts.token);
+        self.tokens += u64::from(facts.text || facts.tools);
         self.sequence = facts.sequence.or(self.sequence);
         self.kind(&facts);
         if ordinary && let Some(delta) = facts.delta {

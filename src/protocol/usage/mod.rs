@@ -192,8 +192,10 @@ struct Facts<'a> {
     error: bool,
     /// Ollama's `done`, llama.cpp's `stop`.
     done: bool,
-    /// Text, reasoning or tool arguments came.
-    token: bool,
+    /// Text or reasoning came.
+    text: bool,
+    /// A tool call, or a piece of one, came.
+    tools: bool,
     /// Entries of `choices`.
     choices: usize,
     /// Of the last entry: its index and reason.
@@ -284,7 +286,7 @@ impl<'a> Facts<'a> {
             b"content" | b"reasoning" | b"reasoning_content" | b"refusal" | b"text" | b"thinking" | b"partial_json" => {
                 self.delta_text(reader)?
             }
-            b"tool_calls" | b"function_call" => self.token |= reader.present()?,
+            b"tool_calls" | b"function_call" => self.tools |= reader.present()?,
             b"stop_reason" => self.reason(reader)?,
             _ => reader.skip()?,
         }
@@ -328,7 +330,9 @@ impl<'a> Facts<'a> {
                     if !key.is(b"type") {
                         return reader.skip();
                     }
-                    if reader.text()?.is_some_and(|text| text.is(b"function_call")) && self.finish.is_real_or_none() {
+                    if reader.text()?.is_some_and(|text| text.is(b"function_call"))
+                        && matches!(self.finish, Finish::None | Finish::Stop)
+                    {
                         self.finish = Finish::ToolCalls;
                     }
                     Ok(())
@@ -350,7 +354,7 @@ impl<'a> Facts<'a> {
 
     fn delta_text(&mut self, reader: &mut Reader<'a>) -> Result<(), Malformed> {
         if let Some(text) = reader.text()? {
-            self.token |= !text.is_empty();
+            self.text |= !text.is_empty();
             self.delta = Some(text.inside());
             self.deltas += 1;
         }
@@ -376,12 +380,6 @@ impl<'a> Facts<'a> {
 
     fn usage(&self) -> Usage {
         if self.counts.any() { self.counts.usage() } else { self.timings.usage() }
-    }
-}
-
-impl Finish {
-    fn is_real_or_none(self) -> bool {
-        self == Self::None || self.is_real()
     }
 }
 
