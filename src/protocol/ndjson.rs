@@ -28,6 +28,11 @@ impl Lines {
         self.held.is_empty() && !self.skipping
     }
 
+    /// Bytes of the line that has begun and not ended. 0 in a line above the limit.
+    pub fn pending(&self) -> usize {
+        self.held.len()
+    }
+
     /// Whether a line was left out because it was above the limit.
     pub fn overflowed(&self) -> bool {
         self.overflowed

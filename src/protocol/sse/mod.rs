@@ -63,6 +63,11 @@ impl Scanner {
         self.held.is_empty() && !matches!(self.state, State::Skipping(_))
     }
 
+    /// Bytes of the event that has begun and not ended: what a reader has no use for yet. 0 in an event above the limit.
+    pub fn pending(&self) -> usize {
+        self.held.len()
+    }
+
     /// Whether an event was left out because it was above the limit.
     pub fn overflowed(&self) -> bool {
         self.overflowed
@@ -217,9 +222,11 @@ fn parse(bytes: &[u8], joined: &mut Vec<u8>) -> Option<Found> {
     let mut found = Found { name: (0, 0), data: Data::None, size: 0, end: 0 };
     let mut at = 0;
     loop {
-        let end = at + memchr2(b'\n', b'\r', &bytes[at..])?;
+        // A look at the first byte spares the search where the blank line is, once an event.
+        let blank = matches!(bytes.get(at), Some(b'\n' | b'\r'));
+        let end = if blank { at } else { at + memchr2(b'\n', b'\r', &bytes[at..])? };
         let next = if bytes[end] == b'\r' && bytes.get(end + 1) == Some(&b'\n') { end + 2 } else { end + 1 };
-        if end == at {
+        if blank {
             found.size = at;
             found.end = next;
             return Some(found);

@@ -125,6 +125,15 @@ impl StreamMeter {
         }
     }
 
+    /// How many of the last bytes belong to an event that is not complete. A proxy that holds these back can end a cut
+    /// stream with an error event that no half event precedes.
+    pub fn pending(&self) -> usize {
+        match &self.framing {
+            Framing::Sse(scanner) => scanner.pending(),
+            Framing::Lines(lines) => lines.pending(),
+        }
+    }
+
     /// Whether an event was too large to be looked at: then nothing that is not there is proven.
     pub fn overflowed(&self) -> bool {
         match &self.framing {

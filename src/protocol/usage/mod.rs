@@ -397,5 +397,8 @@ fn narrow(count: u64) -> u32 {
 /// Whether streams of `endpoint` say their own end, so that its absence is a cut.
 fn tells_its_end(endpoint: Endpoint, dialect: Dialect) -> bool {
     dialect == Dialect::Ollama
-        || matches!(endpoint, Endpoint::Chat | Endpoint::Completions | Endpoint::Responses | Endpoint::Messages)
+        || matches!(
+            endpoint,
+            Endpoint::Chat | Endpoint::Completions | Endpoint::Responses | Endpoint::Response | Endpoint::Messages
+        )
 }

@@ -281,6 +281,15 @@ fn plain_answers() {
     }
 }
 
+#[test]
+fn the_bytes_of_an_open_event_are_told() {
+    let mut meter = StreamMeter::new(Endpoint::Chat, Dialect::OpenAi);
+    for (chunk, pending) in [("data: a\n\nda", 2), ("ta: b", 7), ("\n", 8), ("\n", 0), (": c", 3)] {
+        meter.push(chunk.as_bytes());
+        assert_eq!((meter.pending(), meter.at_boundary()), (pending, pending == 0), "{chunk:?}");
+    }
+}
+
 fn split<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
     cuts.push(bytes.len());

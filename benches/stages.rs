@@ -1,0 +1,127 @@
+//! What the pure parts of a request cost alone: `cargo bench --bench stages`.
+//!
+//! Inputs are of the sizes that docs/benchmarks.md speaks of: a 1 KiB and a 64 KiB chat request, events of about 240
+//! bytes as vLLM writes them.
+
+use divan::{Bencher, black_box, counter::BytesCount};
+use sluicegate::protocol::{
+    endpoint::{Dialect, Endpoint},
+    json, multipart,
+    rename::{Renamer, rename_in_answer},
+    sse::Scanner,
+    usage::{StreamMeter, of_answer},
+};
+
+fn main() {
+    divan::main();
+}
+
+const WORDS: &str = "The lock keeper opens the gate a little before the water has come to rest. ";
+
+/// A chat request of about `size` bytes in one long message.
+fn request(size: usize) -> Vec<u8> {
+    let text = WORDS.repeat(size.div_ceil(WORDS.len()));
+    let text = &text[..size.saturating_sub(180)];
+    format!(
+        r#"{{"model":"llama-3.1-8b-instruct","messages":[{{"role":"system","content":"You are terse."}},{{"role":"user","content":"{text}"}}],"temperature":0.7,"max_tokens":256,"stream":true}}"#
+    )
+    .into_bytes()
+}
+
+/// The same size in many short turns with escapes in them.
+fn conversation(size: usize) -> Vec<u8> {
+    let turn = format!(r#"{{"role":"user","content":"{WORDS}\n\"{WORDS}\""}}"#);
+    let turns = vec![turn; size.div_ceil(2 * WORDS.len() + 36)].join(",");
+    format!(r#"{{"model":"llama-3.1-8b-instruct","stream":true,"messages":[{turns}]}}"#).into_bytes()
+}
+
+/// `count` token events of a vLLM chat stream.
+fn events(count: usize) -> Vec<u8> {
+    let event = |word: &str| {
+        format!(
+            "data: {{\"id\":\"chatcmpl-8f3d2a51c0b94e6f8f3d2a51c0b94e6f\",\"object\":\"chat.completion.chunk\",\
+             \"created\":1795521600,\"model\":\"llama-3.1-8b-instruct\",\"choices\":[{{\"index\":0,\"delta\":\
+             {{\"content\":\"{word} \"}},\"logprobs\":null,\"finish_reason\":null,\"token_ids\":null}}]}}\n\n"
+        )
+    };
+    WORDS.split(' ').cycle().take(count).map(event).collect::<String>().into_bytes()
+}
+
+fn answer(size: usize) -> Vec<u8> {
+    let text = WORDS.repeat(size.div_ceil(WORDS.len()));
+    format!(
+        r#"{{"id":"chatcmpl-1","object":"chat.completion","created":1795521600,"model":"llama-3.1-8b-instruct","choices":[{{"index":0,"message":{{"role":"assistant","content":"{text}"}},"finish_reason":"stop"}}],"usage":{{"prompt_tokens":9,"completion_tokens":200,"total_tokens":209}}}}"#
+    )
+    .into_bytes()
+}
+
+#[divan::bench(args = [1 << 10, 64 << 10])]
+fn scan_request(bencher: Bencher<'_, '_>, size: usize) {
+    let body = request(size);
+    bencher.counter(BytesCount::new(body.len())).bench(|| json::scan(black_box(&body)).is_ok());
+}
+
+#[divan::bench(args = [1 << 10, 64 << 10])]
+fn scan_conversation(bencher: Bencher<'_, '_>, size: usize) {
+    let body = conversation(size);
+    bencher.counter(BytesCount::new(body.len())).bench(|| json::scan(black_box(&body)).is_ok());
+}
+
+#[divan::bench]
+fn scan_1000_events(bencher: Bencher<'_, '_>) {
+    let stream = events(1000);
+    bencher.counter(BytesCount::new(stream.len())).bench(|| {
+        let mut data = 0;
+        Scanner::default().push(black_box(&stream), |event| data += event.data.len());
+        data
+    });
+}
+
+#[divan::bench]
+fn meter_1000_events(bencher: Bencher<'_, '_>) {
+    let stream = events(1000);
+    bencher.counter(BytesCount::new(stream.len())).bench(|| {
+        let mut meter = StreamMeter::new(Endpoint::Chat, Dialect::OpenAi);
+        meter.push(black_box(&stream));
+        meter.token_events()
+    });
+}
+
+#[divan::bench]
+fn rename_1000_events(bencher: Bencher<'_, '_>) {
+    let stream = bytes::Bytes::from(events(1000));
+    bencher
+        .counter(BytesCount::new(stream.len()))
+        .bench(|| Renamer::new(Dialect::OpenAi, "gpt-4o-mini").push(black_box(stream.clone())));
+}
+
+#[divan::bench(args = [1 << 10, 16 << 10])]
+fn usage_of_answer(bencher: Bencher<'_, '_>, size: usize) {
+    let body = answer(size);
+    bencher.counter(BytesCount::new(body.len())).bench(|| of_answer(Endpoint::Chat, black_box(&body)));
+}
+
+#[divan::bench]
+fn usage_of_embeddings(bencher: Bencher<'_, '_>) {
+    let numbers = vec!["-0.01234567"; 1536 * 8].join(",");
+    let body = format!(r#"{{"data":[{{"embedding":[{numbers}]}}],"usage":{{"prompt_tokens":8,"total_tokens":8}}}}"#);
+    bencher.counter(BytesCount::new(body.len())).bench(|| of_answer(Endpoint::Embeddings, black_box(body.as_bytes())));
+}
+
+#[divan::bench]
+fn rename_answer_1k(bencher: Bencher<'_, '_>) {
+    let body = answer(1 << 10);
+    bencher.bench(|| rename_in_answer(black_box(&body), "gpt-4o-mini"));
+}
+
+#[divan::bench]
+fn model_in_a_form_of_1m(bencher: Bencher<'_, '_>) {
+    let mut body = b"--b0undary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\n".to_vec();
+    body.resize(1 << 20, 0x5a);
+    body.extend_from_slice(
+        b"\r\n--b0undary\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nwhisper-1\r\n--b0undary--\r\n",
+    );
+    bencher
+        .counter(BytesCount::new(body.len()))
+        .bench(|| multipart::model("multipart/form-data; boundary=b0undary", black_box(&body)).is_some());
+}
