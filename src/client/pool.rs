@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
 };
@@ -19,6 +19,8 @@ pub(super) struct Conn {
     pub(super) uses: u32,
     /// How many the backend allows in all.
     limit: u32,
+    /// Where it goes when it is free; gone once its target was retired.
+    home: Weak<Shelf>,
 }
 
 /// What a request travels on.
@@ -37,11 +39,11 @@ pub(super) struct Pool {
     per_target: usize,
 }
 
-/// A target's address in memory: its shelf holds the target, so that it stays unique.
-pub(super) type Key = usize;
+/// A target's address in memory: unique, since its shelf holds the target.
+type Key = usize;
 
 #[derive(Debug)]
-struct Shelf {
+pub(super) struct Shelf {
     target: Arc<Target>,
     idle: RefCell<Vec<Idle>>,
     http2: RefCell<Vec<http2::Shared>>,
@@ -66,8 +68,8 @@ enum Speaks {
 }
 
 impl Conn {
-    pub(super) fn new(wire: Wire) -> Self {
-        Self { wire, uses: 0, limit: u32::MAX }
+    fn new(wire: Wire, home: Weak<Shelf>) -> Self {
+        Self { wire, uses: 0, limit: u32::MAX, home }
     }
 
     /// Whether it has carried a request before the present one.
@@ -76,7 +78,7 @@ impl Conn {
     }
 }
 
-pub(super) fn key(target: &Arc<Target>) -> Key {
+fn key(target: &Arc<Target>) -> Key {
     Arc::as_ptr(target).addr()
 }
 
@@ -113,7 +115,7 @@ impl Pool {
     }
 
     /// Takes a connection back whose answer ended exactly; closes it when it may not be used again.
-    pub(super) fn put(&self, key: Key, mut conn: Conn, keep: Keep, now: u64) {
+    pub(super) fn put(&self, mut conn: Conn, keep: Keep, now: u64) {
         let own = keep.timeout.map_or(self.idle_ticks, |seconds| {
             // A second less than the backend says, for the way of its FIN and of our request.
             self.idle_ticks.min(ticks(Duration::from_secs(u64::from(seconds.saturating_sub(1)))))
@@ -125,9 +127,7 @@ impl Pool {
         if !keep.alive || own == 0 || conn.uses >= conn.limit {
             return;
         }
-        let shelves = self.shelves.borrow();
-        // No shelf: the target was retired meanwhile.
-        let Some(shelf) = shelves.get(&key) else { return };
+        let Some(shelf) = conn.home.upgrade() else { return };
         let mut idle = shelf.idle.borrow_mut();
         if idle.len() < self.per_target {
             idle.push(Idle { conn, until: now + own });
@@ -184,7 +184,7 @@ impl Shelf {
 
 impl Worker {
     /// A connection from the pool, or a new one; `fresh` asks for a new one.
-    pub(super) async fn acquire(self: &Rc<Self>, target: &Arc<Target>, fresh: bool) -> Result<Link, Failure> {
+    pub(super) async fn acquire(&self, target: &Arc<Target>, fresh: bool) -> Result<Link, Failure> {
         let now = self.ticker.now();
         if !fresh && let Some(conn) = self.pool.take(target, now, &self.counters.stale) {
             return Ok(Link::Http1(self.used(conn)));
@@ -209,7 +209,7 @@ impl Worker {
     }
 
     /// A new connection that speaks HTTP/1.1.
-    pub(super) async fn dial_http1(self: &Rc<Self>, target: &Arc<Target>) -> Result<Conn, Failure> {
+    pub(super) async fn dial_http1(&self, target: &Arc<Target>) -> Result<Conn, Failure> {
         if target.scheme() == Scheme::H2c {
             return Err(Failure::new(
                 Stage::Protocol,
@@ -218,21 +218,29 @@ impl Worker {
         }
         let (wire, _) = self.connector.connect(target, true).await?;
         self.counters.opened.increment(1);
-        Ok(self.used(Conn::new(wire)))
+        Ok(self.used(Conn::new(wire, Rc::downgrade(&self.pool.shelf(target)))))
     }
 
-    async fn dial(self: &Rc<Self>, shelf: &Shelf, target: &Arc<Target>) -> Result<Link, Failure> {
+    async fn dial(&self, shelf: &Rc<Shelf>, target: &Arc<Target>) -> Result<Link, Failure> {
         let (wire, is_http2) = self.connector.connect(target, false).await?;
         self.counters.opened.increment(1);
         if !is_http2 {
             shelf.speaks.set(Speaks::Http1);
-            return Ok(Link::Http1(self.used(Conn::new(wire))));
+            return Ok(Link::Http1(self.used(Conn::new(wire, Rc::downgrade(shelf)))));
         }
         shelf.speaks.set(Speaks::Http2);
         let shared = http2::Shared::open(wire, &self.settings).await?;
         let stream = shared.stream(self.ticker.now());
         shelf.http2.borrow_mut().push(shared);
         Ok(Link::Http2(stream))
+    }
+
+    /// Puts a stream of a test's own into the pool.
+    #[cfg(test)]
+    pub(super) fn adopt(&self, target: &Arc<Target>, wire: Wire, uses: u32) {
+        let shelf = self.pool.shelf(target);
+        let conn = Conn { uses, ..Conn::new(wire, Rc::downgrade(&shelf)) };
+        shelf.idle.borrow_mut().push(Idle { conn, until: u64::MAX });
     }
 
     fn used(&self, mut conn: Conn) -> Conn {

@@ -18,10 +18,7 @@ use super::{
     upload::{Fault, Upload},
 };
 use crate::{
-    client::{
-        Worker, cut, malformed,
-        pool::{Conn, Key},
-    },
+    client::{Worker, cut, malformed, pool::Conn},
     error::Error,
 };
 
@@ -47,7 +44,6 @@ pub(super) struct Answer {
 #[derive(Debug)]
 struct Open {
     conn: Conn,
-    key: Key,
     keep: Keep,
     decoder: Decoder,
     upload: Upload,
@@ -57,12 +53,12 @@ impl Answer {
     /// A body whose head came with `bytes` after it, in the worker's scratch.
     pub(super) fn new(
         worker: &Rc<Worker>,
-        (conn, key, keep): (Conn, Key, Keep),
+        (conn, keep): (Conn, Keep),
         decoder: Decoder,
         upload: Upload,
         bytes: &mut [u8],
     ) -> Self {
-        let open = Some(Open { conn, key, keep, decoder, upload });
+        let open = Some(Open { conn, keep, decoder, upload });
         let mut this = Self { worker: Rc::clone(worker), open, ready: Bytes::new(), trailers: None, error: None };
         this.decode(bytes);
         this
@@ -98,7 +94,7 @@ impl Answer {
         let Some(mut open) = self.open.take() else { return };
         self.trailers = open.decoder.take_trailers();
         if !surplus && open.upload.is_done() {
-            self.worker.pool.put(open.key, open.conn, open.keep, self.worker.ticker.now());
+            self.worker.pool.put(open.conn, open.keep, self.worker.ticker.now());
         }
     }
 

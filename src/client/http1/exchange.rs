@@ -5,7 +5,6 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -24,9 +23,7 @@ use super::{
 use crate::{
     body::Body,
     client::{
-        Failure, Head, INLINE_BODY, Outgoing, SCRATCH, Stage, Target, Upgraded, Worker,
-        pool::{self, Conn},
-        wire::Prefixed,
+        Failure, Head, INLINE_BODY, Outgoing, SCRATCH, Stage, Target, Upgraded, Worker, pool::Conn, wire::Prefixed,
     },
     error::Error,
 };
@@ -66,7 +63,7 @@ impl Broken {
 /// Sends a request; an answer that came whole in the first read has freed the connection already.
 pub(in crate::client) async fn send(
     worker: &Rc<Worker>,
-    target: &Arc<Target>,
+    target: &Target,
     conn: Conn,
     head: &Head<'_>,
     body: &mut Outgoing,
@@ -85,13 +82,13 @@ pub(in crate::client) async fn send(
         *body = Outgoing::Stream(untaken);
     }
     let (answer_head, scratch_range) = answered?;
-    Ok(exchange.answer(target, answer_head, scratch_range))
+    Ok(exchange.answer(answer_head, scratch_range))
 }
 
 /// Asks for another protocol.
 pub(in crate::client) async fn upgrade(
     worker: &Rc<Worker>,
-    target: &Arc<Target>,
+    target: &Target,
     conn: Conn,
     head: &Head<'_>,
 ) -> Result<Upgraded, Broken> {
@@ -101,7 +98,7 @@ pub(in crate::client) async fn upgrade(
     exchange.upload = Upload::whole(front, Bytes::new());
     let (answer_head, rest) = poll_fn(|cx| exchange.poll(cx)).await?;
     if answer_head.status != http::StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(Upgraded { response: exchange.answer(target, answer_head, rest), stream: None });
+        return Ok(Upgraded { response: exchange.answer(answer_head, rest), stream: None });
     }
     let first = worker.scratch.borrow()[rest].to_vec();
     let stream = exchange.conn.map(|conn| Box::new(Prefixed::new(first, conn.wire)) as _);
@@ -230,7 +227,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// The answer, with what is here of its body.
-    fn answer(mut self, target: &Arc<Target>, head: AnswerHead, rest: Rest) -> Response<Body> {
+    fn answer(mut self, head: AnswerHead, rest: Rest) -> Response<Body> {
         let (mut response, framing, mut keep) = response(head, Body::empty());
         let Some(conn) = self.conn.take() else { return response };
         keep.alive &= self.write_error.is_none();
@@ -240,8 +237,7 @@ impl<'a> Exchange<'a> {
         }
         let decoder = Decoder::new(framing, self.worker.settings.header_bytes);
         let mut scratch = self.worker.scratch.borrow_mut();
-        let connection = (conn, pool::key(target), keep);
-        let answer = Answer::new(self.worker, connection, decoder, self.upload, &mut scratch[rest]);
+        let answer = Answer::new(self.worker, (conn, keep), decoder, self.upload, &mut scratch[rest]);
         *response.body_mut() = match answer.into_whole() {
             Ok(bytes) => Body::whole(bytes),
             Err(answer) => Body::stream(answer),
