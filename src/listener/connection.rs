@@ -276,7 +276,9 @@ where
         let written = flow.written.take();
         if flow.blocked.get() || pace.is_some() {
             let pace = pace.get_or_insert_with(|| Pace::new(&worker.ticker, STALL_WINDOW, STALL_LEAST));
-            pace.moved(written);
+            if written > 0 || !flow.blocked.get() {
+                pace.moved(written);
+            }
             if flow.blocked.get() && pace.poll_late(cx).is_ready() {
                 return Poll::Ready(End::Stalled);
             }

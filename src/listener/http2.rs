@@ -79,7 +79,9 @@ pub(super) async fn serve<M, S, B>(
         let written = flow.written.take();
         if flow.blocked.get() || pace.is_some() {
             let pace = pace.get_or_insert_with(|| Pace::new(&worker.ticker, STALL_WINDOW, STALL_LEAST));
-            pace.moved(written);
+            if written > 0 || !flow.blocked.get() {
+                pace.moved(written);
+            }
             if flow.blocked.get() && pace.poll_late(cx).is_ready() {
                 worker.stats.stalled.increment(1);
                 return Poll::Ready(());
@@ -153,7 +155,9 @@ impl<M: 'static, F: Future + 'static> Executor<F> for Streams<M> {
                 let moved = drain.moved.take();
                 if drain.full.get() || pace.is_some() {
                     let pace = pace.get_or_insert_with(|| Pace::new(&worker.ticker, STALL_WINDOW, STALL_LEAST));
-                    pace.moved(moved);
+                    if moved > 0 || !drain.full.get() {
+                        pace.moved(moved);
+                    }
                     if drain.full.get() && pace.poll_late(cx).is_ready() {
                         worker.stats.stalled.increment(1);
                         return Poll::Ready(());

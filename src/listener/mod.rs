@@ -10,7 +10,7 @@
 //!          balance (other workers)
 //! ```
 //! Nothing is unbounded: connections ([`Limit`]), bytes and time of a head, streams, uploads and answers that do not
-//! move ([`connection`]), HTTP/2 floods ([`http2`]). What of HTTP is ambiguous is refused ([`strict`]).
+//! move (`connection.rs`), HTTP/2 floods (`http2.rs`). What of HTTP is ambiguous is refused ([`strict`]).
 
 use std::{
     cell::Cell,

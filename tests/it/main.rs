@@ -6,4 +6,5 @@ mod models;
 mod passthrough;
 mod retry;
 mod shutdown;
+mod smuggling;
 mod support;
