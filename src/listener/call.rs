@@ -33,6 +33,8 @@ pub(super) struct Activity {
     pub(super) alive: Rc<Cell<u32>>,
     /// Requests so far.
     pub(super) requests: Cell<u64>,
+    /// Requests that were dropped before their answer began, since this was last taken.
+    pub(super) cancelled: Cell<u32>,
     /// A 101 was answered.
     pub(super) switched: Cell<bool>,
     /// The stream whose answer was just begun, for the task that HTTP/2 gives it next.
@@ -156,6 +158,15 @@ impl Future for Running {
         }
         let (drain, lease) = (Rc::clone(&this.drain), this.lease.take());
         Poll::Ready(Ok(response.map(|body| Answer { body, drain, _lease: lease })))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.future.is_ok() {
+            let cancelled = &self.activity.cancelled;
+            cancelled.set(cancelled.get().saturating_add(1));
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! HTTP/2 on one connection, with bounds on all that a client can make us hold or do.
 //!
-//! Floods: h2 counts streams that were reset before they were accepted or by our own errors ([`RESETS`]), queued
-//! answers to PING and SETTINGS, empty DATA frames, and CONTINUATION frames of one head, and ends the connection
-//! with GOAWAY `ENHANCE_YOUR_CALM`. A head that drips cannot answer our pings in between, so it ends with the
-//! keep-alive.
+//! Floods: h2 counts streams that were reset before they were accepted or by our own errors (`RESETS`), empty DATA
+//! frames, and CONTINUATION frames of one head, and ends the connection with GOAWAY `ENHANCE_YOUR_CALM`. A request
+//! that is reset a little later has been started already, at a cost to a backend: those are counted here
+//! ([`Cancelled`]). Answers to PING and SETTINGS do not pile up: nothing more is read until they are taken. A head
+//! that drips cannot answer our pings in between, so it ends with the keep-alive.
 
 use std::{
     future::poll_fn,
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::{
     body::{Body, Upload},
-    runtime::{drain::Phase, pace::Pace},
+    runtime::{drain::Phase, pace::Pace, ticker::TICK},
 };
 
 /// Streams a client may have open at once on one connection.
@@ -45,6 +46,29 @@ const LOCAL_RESETS: usize = 128;
 /// Silence after which the client is asked whether it lives, and how long it has for the answer.
 const PING_AFTER: Duration = Duration::from_secs(20);
 const PING_WITHIN: Duration = Duration::from_secs(20);
+
+/// Requests that a client may take back before their answer began: a burst of this many (a proxy before us may lose
+/// all its clients at once) ...
+const CANCELLED: u64 = 512;
+/// ... and so many a second for ever.
+const CANCELLED_PER_SECOND: u64 = 100;
+
+/// A bucket that leaks.
+struct Cancelled {
+    level: u64,
+    at: u64,
+}
+
+impl Cancelled {
+    /// Adds `more` at the tick `now`; true when it flows over.
+    fn is_flood(&mut self, more: u32, now: u64) -> bool {
+        let ticks_per_second = u64::try_from(Duration::from_secs(1).as_millis() / TICK.as_millis()).unwrap_or(1);
+        let leaked = (now - self.at) * CANCELLED_PER_SECOND / ticks_per_second;
+        self.at = now;
+        self.level = self.level.saturating_sub(leaked) + u64::from(more);
+        self.level > CANCELLED
+    }
+}
 
 /// Serves until the client leaves, the drain is over, or the connection has been without a request for as long as
 /// an idle one may be.
@@ -67,6 +91,7 @@ pub(super) async fn serve<M, S, B>(
     let mut ending = false;
     let mut idle = false;
     let mut pace = None;
+    let mut cancelled = Cancelled { level: 0, at: worker.ticker.now() };
     poll_fn(|cx| {
         if !ending && session.ear.listen(cx) >= Phase::Draining {
             ending = true;
@@ -74,6 +99,13 @@ pub(super) async fn serve<M, S, B>(
             connection.as_mut().graceful_shutdown();
         }
         if connection.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if cancelled.is_flood(activity.cancelled.take(), worker.ticker.now()) {
+            worker.stats.floods.increment(1);
+            connection.as_mut().graceful_shutdown();
+            // For the GOAWAY to leave; then everything is dropped.
+            let _ = connection.as_mut().poll(cx);
             return Poll::Ready(());
         }
         let written = flow.written.take();

@@ -105,6 +105,8 @@ pub struct Stats {
     pub late_heads: metrics::Counter,
     /// Connections and HTTP/2 streams cut because the client took nothing.
     pub stalled: metrics::Counter,
+    /// HTTP/2 connections ended because requests were taken back too fast.
+    pub floods: metrics::Counter,
     /// TLS handshakes that failed or took too long.
     pub tls_failures: metrics::Counter,
     /// Times that an idle connection was folded up to its socket.
@@ -401,6 +403,7 @@ impl Stats {
             accept_failures: Counter::noop(),
             late_heads: Counter::noop(),
             stalled: Counter::noop(),
+            floods: Counter::noop(),
             tls_failures: Counter::noop(),
             folded: Counter::noop(),
             panics: Counter::noop(),

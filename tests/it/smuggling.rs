@@ -220,11 +220,7 @@ fn framing() {
             "GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc",
             Seen(&["GET / [abc]"]),
         ),
-        (
-            "HTTP/1.0 without keep-alive: one request",
-            "GET / HTTP/1.0\r\n\r\n",
-            SeenThenClosed(&["GET / []"]),
-        ),
+        ("HTTP/1.0 without keep-alive: one request", "GET / HTTP/1.0\r\n\r\n", SeenThenClosed(&["GET / []"])),
     ]);
 }
 
@@ -274,7 +270,11 @@ fn chunks() {
 #[test]
 fn lines_and_fields() {
     run(&[
-        ("RFC 9112 §2.2: empty lines before a request", "\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n", Seen(&["GET / []"])),
+        (
+            "RFC 9112 §2.2: empty lines before a request",
+            "\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n",
+            Seen(&["GET / []"]),
+        ),
         ("§2.2: LF alone may end a line", "GET / HTTP/1.1\nhost: a\n\n", Seen(&["GET / []"])),
         ("§2.2: CR alone in a value", "GET / HTTP/1.1\r\nhost: a\r\nx: y\rz: 1\r\n\r\n", Refused(400)),
         ("§2.2: CR alone ends no line", "GET / HTTP/1.1\rhost: a\r\n\r\n", Refused(400)),
