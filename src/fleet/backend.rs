@@ -14,6 +14,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use bytes::Bytes;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
@@ -54,6 +55,7 @@ struct Core {
     heard: AtomicU64,
     engine: ArcSwapOption<Engine>,
     models: ArcSwap<Models>,
+    model_list: ArcSwapOption<Bytes>,
     answered: Window,
     failed: Window,
     totals: Totals,
@@ -136,6 +138,7 @@ impl Backend {
             heard: AtomicU64::new(0),
             engine: ArcSwapOption::empty(),
             models: ArcSwap::from_pointee(Models::configured(&spec.models)),
+            model_list: ArcSwapOption::empty(),
             answered: Window::new(hub.start),
             failed: Window::new(hub.start),
             totals: Totals::default(),
@@ -284,8 +287,14 @@ impl Backend {
         self.change(|machine| machine.probe_failed(Instant::now(), need, reason));
     }
 
-    /// A model list came. One that is configured stays as it is.
-    pub fn set_models(&self, names: impl IntoIterator<Item = Arc<str>>) {
+    /// The answer to `GET /v1/models` as it last came, for a merged list.
+    pub fn model_list(&self) -> Option<Bytes> {
+        self.core.model_list.load().as_deref().cloned()
+    }
+
+    /// A model list came: the names on it, and the answer itself. Names that are configured stay as they are.
+    pub fn set_models(&self, names: impl IntoIterator<Item = Arc<str>>, answer: Bytes) {
+        self.core.model_list.store(Some(Arc::new(answer)));
         if self.spec.models != config::Models::Auto {
             return;
         }

@@ -21,6 +21,8 @@ mod snapshot;
 mod window;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::{

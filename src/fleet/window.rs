@@ -32,9 +32,9 @@ impl Window {
         let second = self.second(now);
         let slot = &self.slots[second as usize % SLOTS];
         let word = slot.load(Relaxed);
-        if word >> 32 == u64::from(second) {
-            slot.fetch_add(1, Relaxed);
-        } else if slot.compare_exchange(word, u64::from(second) << 32 | 1, Relaxed, Relaxed).is_err() {
+        let fresh = u64::from(second) << 32 | 1;
+        let renewed = word >> 32 != u64::from(second) && slot.compare_exchange(word, fresh, Relaxed, Relaxed).is_ok();
+        if !renewed {
             slot.fetch_add(1, Relaxed);
         }
     }
@@ -47,13 +47,6 @@ impl Window {
             if (age as usize) < SLOTS { word as u32 } else { 0 }
         };
         self.slots.iter().map(|slot| recent(slot.load(Relaxed))).fold(0, u32::saturating_add)
-    }
-
-    /// Forgets all of it.
-    pub fn clear(&self) {
-        for slot in &self.slots {
-            slot.store(0, Relaxed);
-        }
     }
 
     /// From 1, so that an untouched slot counts no second.
