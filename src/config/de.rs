@@ -19,9 +19,19 @@ const MAX_FAULTS: usize = 100;
 #[derive(Clone, Debug)]
 pub(super) struct Fault {
     pub(super) path: Vec<Step>,
-    pub(super) at: Option<At>,
+    pub(super) at: Option<Box<At>>,
     pub(super) reason: String,
     pub(super) help: Option<String>,
+    /// The field that an unknown one was probably meant to be.
+    meant: Option<&'static str>,
+}
+
+impl Fault {
+    /// The path that was probably meant.
+    pub(super) fn meant(&self) -> Option<String> {
+        let (_, section) = self.path.split_last()?;
+        self.meant.map(|field| super::env::join(&path_text(section), field))
+    }
 }
 
 /// One step of a path. Indices count what was written, holes included.
@@ -44,6 +54,9 @@ pub(super) fn read<T: de::DeserializeOwned + Default>(root: &mut Node) -> (T, Ve
         }
         for fault in &faults[before..] {
             dig(root, &fault.path);
+        }
+        if matches!(root.value, Value::Hole) {
+            break;
         }
         if let Ok(value) = result {
             return (value, faults);
@@ -88,6 +101,10 @@ pub(super) fn path_text(path: &[Step]) -> String {
 
 /// The name among `names` that was probably meant.
 pub(super) fn nearest<'n>(written: &str, names: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    // Comparing costs the product of both lengths.
+    if written.len() > 64 {
+        return None;
+    }
     names
         .into_iter()
         .map(|name| (strsim::jaro_winkler(&written.to_lowercase(), name), name))
@@ -127,7 +144,7 @@ struct Reader<'p> {
 
 impl Reader<'_> {
     fn fault(self, reason: String) -> Fault {
-        Fault { path: self.path.steps(), at: Some(self.node.at.clone()), reason, help: None }
+        Fault { path: self.path.steps(), at: Some(Box::new(self.node.at.clone())), reason, help: None, meant: None }
     }
 
     /// Gives an error that a visitor raised its place; the innermost reader has the word.
@@ -265,21 +282,24 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         visitor: V,
     ) -> Result<V::Value, Fault> {
         let Value::Map(entries) = &self.node.value else {
-            return Err(self.wrong(format_args!("a section with {}", choices(fields))));
+            let help = Some(format!("fields here: {}", fields.join(", ")));
+            return Err(Fault { help, ..self.wrong("a section of `name: value` lines") });
         };
         for entry in entries.iter().filter(|e| !fields.contains(&e.key.as_str())) {
-            if matches!(entry.value.value, Value::Hole) {
+            if matches!(entry.value.value, Value::Hole) || self.unknown.borrow().len() >= MAX_FAULTS {
                 continue;
             }
-            let help = match nearest(&entry.key, fields.iter().copied()) {
+            let meant = nearest(&entry.key, fields.iter().copied());
+            let help = match meant {
                 Some(name) => format!("did you mean `{name}`?"),
-                None => format!("fields here: {}", choices(fields)),
+                None => format!("fields here: {}", fields.join(", ")),
             };
             self.unknown.borrow_mut().push(Fault {
                 path: with(self.path.steps(), Step::Field(entry.key.clone())),
-                at: Some(entry.key_at.clone()),
+                at: Some(Box::new(entry.key_at.clone())),
                 reason: format!("unknown field `{}`", secret::short(&entry.key)),
                 help: Some(help),
+                meant,
             });
         }
         visitor.visit_map(Entries { of: self, entries, next: 0, fields: Some(fields) }).map_err(|e| self.place(e))
@@ -399,7 +419,7 @@ impl de::Error for Fault {
             Some((reason, help)) => (reason.to_owned(), Some(help.to_owned())),
             None => (text, None),
         };
-        Self { path: Vec::new(), at: None, reason, help }
+        Self { path: Vec::new(), at: None, reason, help, meant: None }
     }
 
     fn invalid_type(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {

@@ -54,7 +54,7 @@ pub(super) fn interpolate(node: &mut Node, path: &str, env: &Env, faults: &mut V
             }
         }
         Value::Scalar(scalar) if scalar.text.contains("${") => match expand(&scalar.text, env) {
-            Ok(text) if text.is_empty() && scalar.plain => node.value = Value::Null,
+            Ok(text) if text.is_empty() => node.value = Value::Null,
             Ok(text) => {
                 scalar.from_env = true;
                 scalar.text = text;

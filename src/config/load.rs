@@ -66,12 +66,12 @@ impl Loaded {
 pub fn load(path: Option<&Path>, env: &Env, flags: &Flags) -> Result<Loaded, Vec<Problem>> {
     let file = match find(path, env, flags) {
         Ok(file) => file,
-        Err(problem) => return Err(vec![problem]),
+        Err(problem) => return Err(vec![*problem]),
     };
     match file {
         None => from_text("", None, env, flags),
         Some(path) => {
-            let text = read(&path).map_err(|problem| vec![problem])?;
+            let text = read(&path).map_err(|problem| vec![*problem])?;
             from_text(&text, Some(&path), env, flags)
         }
     }
@@ -95,25 +95,28 @@ impl Config {
 pub fn from_text(text: &str, path: Option<&Path>, env: &Env, flags: &Flags) -> Result<Loaded, Vec<Problem>> {
     let (mut root, yaml_faults) = tree::parse(text);
     let mut source = Source::new(text, path, &root);
-    let broken = !yaml_faults.is_empty() && !matches!(root.value, Value::Map(_));
+    let no_section = !matches!(root.value, Value::Map(_));
     let mut problems: Vec<Problem> = yaml_faults.iter().map(|fault| source.yaml(fault)).collect();
-    // What a syntax error cut off would only be reported as missing.
-    let cut = yaml_faults.iter().any(|fault| fault.fatal);
+    let cut_off = yaml_faults.iter().any(|fault| fault.fatal);
 
     let mut faults = Vec::new();
     env::interpolate(&mut root, "", env, &mut faults);
     lay_over(&mut root, env, flags, &mut faults);
+    source.given.extend(faults.iter().map(|f| f.path.clone()));
     problems.extend(faults.into_iter().map(|f| {
         let severity = if f.warning { Severity::Warning } else { Severity::Error };
         source.problem(severity, &f.at, &f.path, f.reason, f.help)
     }));
 
     let (written, faults): (FileConfig, _) = de::read(&mut root);
+    source.given.extend(faults.iter().map(|f| path_text(&f.path)));
+    source.given.extend(faults.iter().filter_map(de::Fault::meant));
     problems.extend(faults.into_iter().map(|f| {
-        let at = f.at.unwrap_or_else(|| root.at.clone());
+        let at = f.at.map_or_else(|| root.at.clone(), |at| *at);
         source.problem(Severity::Error, &at, &path_text(&f.path), f.reason, f.help)
     }));
-    if broken || cut {
+    // What is not there for a mistake of YAML is not missing.
+    if no_section || cut_off {
         return Err(sorted(problems));
     }
 
@@ -143,7 +146,7 @@ fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
 
 /// The file to read: named by flag, by variable, or the first that exists of the usual places. With `--backend` and
 /// no named file there is none.
-fn find(path: Option<&Path>, env: &Env, flags: &Flags) -> Result<Option<PathBuf>, Problem> {
+fn find(path: Option<&Path>, env: &Env, flags: &Flags) -> Result<Option<PathBuf>, Box<Problem>> {
     if let Some(path) = path {
         return Ok(Some(path.to_path_buf()));
     }
@@ -161,8 +164,9 @@ fn find(path: Option<&Path>, env: &Env, flags: &Flags) -> Result<Option<PathBuf>
         return Ok(None);
     }
     let names: Vec<_> = places.iter().map(|p| p.display().to_string()).collect();
-    Err(Problem::general(Severity::Error, "sluicegate", format!("no configuration; looked for {}", names.join(", ")))
-        .help("name a file with --config FILE, or a backend with --backend URL"))
+    let reason = format!("no configuration; looked for {}", names.join(", "));
+    let problem = Problem::general(Severity::Error, "sluicegate", reason);
+    Err(Box::new(problem.help("name a file with --config FILE, or a backend with --backend URL")))
 }
 
 /// Where a configuration is looked for, in this order.
@@ -175,19 +179,23 @@ fn usual_places(env: &Env) -> Vec<PathBuf> {
     places
 }
 
-fn read(path: &Path) -> Result<String, Problem> {
+fn read(path: &Path) -> Result<String, Box<Problem>> {
     let name = path.display().to_string();
-    let fail = |reason: String| Problem::general(Severity::Error, name.clone(), reason);
-    let file = std::fs::File::open(path).map_err(|e| fail(format!("cannot be opened: {e}")))?;
+    let fail = |reason: String, help: Option<&str>| {
+        let mut problem = Problem::general(Severity::Error, name.clone(), reason);
+        problem.help = help.map(str::to_owned);
+        Box::new(problem)
+    };
+    let file = std::fs::File::open(path).map_err(|e| fail(format!("cannot be opened: {e}"), None))?;
     let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| fail(format!("cannot be read: {e}"), None))?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(fail("is greater than 4 MiB, which no configuration is".to_owned()));
+        return Err(fail("is greater than 4 MiB, which no configuration is".to_owned(), None));
     }
     String::from_utf8(bytes).map_err(|e| {
         let before = &e.as_bytes()[..e.utf8_error().valid_up_to()];
         let line = before.iter().filter(|b| **b == b'\n').count() + 1;
-        fail(format!("is not UTF-8 (line {line})")).help("save it as UTF-8")
+        fail(format!("is not UTF-8 (line {line})"), Some("save it as UTF-8"))
     })
 }
 
@@ -231,10 +239,12 @@ pub(super) struct Source {
     name: String,
     /// What relative paths start from.
     base: PathBuf,
-    text: String,
+    lines: Vec<String>,
     secrets: secret::Secrets,
     /// Path as `FileConfig` has it (holes not counted) → place, and path as it was written.
     places: HashMap<String, (At, String)>,
+    /// Fields, as written, that were given and were wrong: to call them missing too would be one word too many.
+    given: HashSet<String>,
     /// Paths of values that variables had a part in.
     from_env: HashSet<String>,
 }
@@ -246,9 +256,10 @@ impl Source {
         Self {
             name,
             base,
-            text: text.to_owned(),
+            lines: text.lines().map(str::to_owned).collect(),
             secrets: secret::Secrets::of(root),
             places: HashMap::new(),
+            given: HashSet::new(),
             from_env: HashSet::new(),
         }
     }
@@ -285,6 +296,12 @@ impl Source {
     /// Whether somebody gave this field a value.
     pub(super) fn is_set(&self, path: &str) -> bool {
         self.places.contains_key(path)
+    }
+
+    /// Whether a field of `section` was given a value that could not be used.
+    pub(super) fn was_given(&self, section: &str, field: &str) -> bool {
+        let shown = self.places.get(section).map_or(section, |(_, shown)| shown);
+        self.given.contains(&env::join(shown, field))
     }
 
     /// Whether a value stands in the file as it is, with no variable in it.
@@ -336,7 +353,15 @@ impl Source {
     fn yaml(&self, fault: &tree::Fault) -> Problem {
         let at = At::File(fault.span);
         let mut problem = self.problem(Severity::Error, &at, "", fault.reason.clone(), fault.help.clone());
-        if fault.fatal && secret::may_be_secret(&self.text, fault.span.line) {
+        let line = self.lines.get(fault.span.line.saturating_sub(1)).map_or("", String::as_str);
+        if fault.fatal && problem.help.is_none() {
+            let help = match flow_variable(line) {
+                true => "inside {…} and […] YAML wants quotes: \"${VAR}\"",
+                false => "look at brackets, quotes and indentation, here and in the lines above",
+            };
+            problem.help = Some(help.to_owned());
+        }
+        if fault.fatal && secret::may_be_secret(&self.lines, fault.span.line) {
             problem.snippet = None;
         }
         problem
@@ -345,15 +370,17 @@ impl Source {
     /// The source line, blanked, with the caret's place in it.
     fn snippet(&self, span: &Span) -> Option<Snippet> {
         const MOST: usize = 160;
-        let line = self.text.lines().nth(span.line.checked_sub(1)?)?;
-        let (text, start) = self.secrets.mask(span.line, line, span.column);
-        let length = text.chars().count();
-        let width = match span.end_line == span.line {
-            true => span.end_column.saturating_sub(span.column),
-            false => length.saturating_sub(start - 1),
-        };
+        let line = self.lines.get(span.line.checked_sub(1)?)?;
+        let end = if span.end_line == span.line { span.end_column } else { usize::MAX };
+        let (text, start, end) = self.secrets.mask(span.line, line, span.column, end);
         let text: String = text.chars().take(MOST).map(|c| if c.is_control() && c != '\t' { ' ' } else { c }).collect();
         let start = start.min(MOST);
-        Some(Snippet { width: width.clamp(1, (MOST + 1).saturating_sub(start).max(1)), start, text })
+        let width = end.min(MOST + 1).saturating_sub(start).max(1);
+        Some(Snippet { text, start, width })
     }
+}
+
+/// Whether a line has `${…}` in a flow collection, whose end the `}` is taken for.
+fn flow_variable(line: &str) -> bool {
+    line.find("${").is_some_and(|i| line[..i].contains(['{', '[']))
 }

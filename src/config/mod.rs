@@ -270,3 +270,6 @@ pub enum Level {
     Debug,
     Trace,
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,7 +66,7 @@ const WORDS: [&str; 8] = ["key", "token", "secret", "password", "passwd", "crede
 /// Whether a field of this name, right or misspelt, holds a secret. Paths of files are none.
 fn is_secret_name(name: &str) -> bool {
     let name = name.to_lowercase();
-    if name.ends_with("_file") || name.starts_with("max_tokens") || name.ends_with("tokens_per_minute") {
+    if name.ends_with("_file") || name.contains("max_tokens") || name.ends_with("tokens_per_minute") {
         return false;
     }
     name.split(|c: char| !c.is_alphanumeric())
@@ -79,14 +79,17 @@ fn near(part: &str, word: &str) -> bool {
     word.len() >= 5 && strsim::damerau_levenshtein(part, word) <= 1
 }
 
-/// Whether a value at this place is secret. `tls.key` and its like name files.
+/// Whether a value at this place, or around it, is secret. `tls.key` and its like name files.
 pub(super) fn is_secret_path(path: &[Step]) -> bool {
-    let mut fields = path.iter().rev().filter_map(|step| match step {
-        Step::Field(name) => Some(name.as_str()),
-        Step::Item(_) => None,
-    });
-    let Some(last) = fields.next() else { return false };
-    is_secret(fields.next(), last)
+    let mut parent = None;
+    for step in path {
+        let Step::Field(name) = step else { continue };
+        if is_secret(parent, name) {
+            return true;
+        }
+        parent = Some(name.as_str());
+    }
+    false
 }
 
 fn is_secret(parent: Option<&str>, name: &str) -> bool {
@@ -96,35 +99,12 @@ fn is_secret(parent: Option<&str>, name: &str) -> bool {
 /// Text for a message: credentials of URLs blanked, control characters out, of bounded length.
 pub(super) fn short(text: &str) -> String {
     const MOST: usize = 60;
-    let safe = without_userinfo(text);
+    let (safe, _, _) = Secrets::default().mask(0, text, 0, 0);
     let mut out: String = safe.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect();
     if safe.chars().nth(MOST).is_some() {
         out.push('…');
     }
     out
-}
-
-/// Replaces `user:password` in each `scheme://user:password@host`.
-fn without_userinfo(text: &str) -> Cow<'_, str> {
-    if !text.contains("://") {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(i) = rest.find("://") {
-        let (before, after) = rest.split_at(i + 3);
-        out.push_str(before);
-        let end = after.find(|c: char| "/?#\"' \t,}]".contains(c)).unwrap_or(after.len());
-        match after[..end].rfind('@') {
-            Some(at) => {
-                out.push_str(MASK);
-                rest = &after[at..];
-            }
-            None => rest = after,
-        }
-    }
-    out.push_str(rest);
-    Cow::Owned(out)
 }
 
 /// Places of secrets in a file, found once, so that no source line is shown with one.
@@ -137,58 +117,104 @@ impl Secrets {
     /// All secrets of the tree; those that variables bring in are not in the file.
     pub(super) fn of(root: &Node) -> Self {
         let mut spans = Vec::new();
-        collect(root, None, "", &mut spans);
+        collect(root, None, "", false, &mut spans);
         spans.sort_by_key(|s| (s.line, s.column));
         Self { spans }
     }
 
-    /// Line `number` with its secrets blanked, and where `column` (from 1) has moved to.
-    pub(super) fn mask(&self, number: usize, line: &str, column: usize) -> (String, usize) {
+    /// Line `number` with its secrets and the credentials of URLs blanked, and where the characters from `column` to
+    /// `end` (from 1) have moved to.
+    pub(super) fn mask(&self, number: usize, line: &str, column: usize, end: usize) -> (String, usize, usize) {
         let chars: Vec<char> = line.chars().collect();
-        let (mut out, mut moved, mut next) = (String::new(), column, 0);
+        let mut stretches = credentials(&chars);
         for span in self.spans.iter().filter(|s| s.line <= number && number <= s.end_line) {
-            let from = if span.line == number { span.column - 1 } else { 0 }.clamp(next, chars.len());
-            let to = if span.end_line == number { span.end_column - 1 } else { chars.len() }.clamp(from, chars.len());
-            if from == to {
-                continue;
-            }
-            out.extend(&chars[next..from]);
-            if column > to {
-                moved = moved + MASK.len() - (to - from);
-            } else if column > from {
-                moved = out.chars().count() + 1;
-            }
-            out.push_str(MASK);
-            next = to;
+            let from = if span.line == number { span.column - 1 } else { 0 };
+            let to = if span.end_line == number { span.end_column - 1 } else { chars.len() };
+            stretches.push((from.min(chars.len()), to.min(chars.len())));
         }
-        out.extend(&chars[next.min(chars.len())..]);
-        (without_userinfo(&out).into_owned(), moved)
+        stretches.sort_unstable();
+        let (mut out, mut next, mut starts) = (String::new(), 0, Vec::with_capacity(chars.len() + 1));
+        for (from, to) in stretches.into_iter().filter(|(from, to)| from < to) {
+            for &c in &chars[next.min(from)..from] {
+                starts.push(out.chars().count());
+                out.push(c);
+            }
+            if to > next {
+                let at = out.chars().count();
+                starts.resize(to, at);
+                out.push_str(MASK);
+                next = to;
+            }
+        }
+        for &c in &chars[next..] {
+            starts.push(out.chars().count());
+            out.push(c);
+        }
+        starts.push(out.chars().count());
+        let place = |column: usize| starts.get(column.saturating_sub(1)).or(starts.last()).map_or(1, |at| at + 1);
+        let (start, end) = (place(column), place(end));
+        (out, start, end)
     }
 }
 
-fn collect(node: &Node, parent: Option<&str>, name: &str, spans: &mut Vec<Span>) {
+/// Where `user:password` stands in each `scheme://user:password@host`.
+fn credentials(chars: &[char]) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    for i in 0..chars.len().saturating_sub(2) {
+        if chars[i..i + 3] != [':', '/', '/'] {
+            continue;
+        }
+        let rest = &chars[i + 3..];
+        let end = rest.iter().position(|c| "/?#\"' \t,}]".contains(*c)).unwrap_or(rest.len());
+        if let Some(at) = rest[..end].iter().rposition(|c| *c == '@') {
+            found.push((i + 3, i + 3 + at));
+        }
+    }
+    found
+}
+
+/// `inside`: some section around it is a secret's, and all that stands there is meant to be one.
+fn collect(node: &Node, parent: Option<&str>, name: &str, inside: bool, spans: &mut Vec<Span>) {
+    let mut note = |at: &At| {
+        if let At::File(span) = at {
+            spans.push(*span);
+        }
+    };
+    let secret = inside || is_secret(parent, name);
     match &node.value {
+        Value::Scalar(scalar) if (secret && !is_reference(&scalar.text)) || is_pem(&scalar.text) => note(&node.at),
         Value::Map(entries) => {
             for entry in entries {
-                collect(&entry.value, Some(name), &entry.key, spans);
+                if secret {
+                    note(&entry.key_at);
+                }
+            }
+            for entry in entries {
+                collect(&entry.value, Some(name), &entry.key, secret, spans);
             }
         }
-        Value::List(nodes) => nodes.iter().for_each(|node| collect(node, parent, name, spans)),
-        Value::Scalar(scalar) if is_secret(parent, name) && !scalar.from_env && !scalar.text.is_empty() => {
-            if let At::File(span) = node.at {
-                spans.push(span);
-            }
-        }
+        Value::List(nodes) => nodes.iter().for_each(|node| collect(node, parent, name, inside, spans)),
         _ => {}
     }
 }
 
+/// The text of a key or certificate, where the name of its file was meant.
+pub(super) fn is_pem(text: &str) -> bool {
+    text.contains("-----BEGIN")
+}
+
+/// `${VAR}` or `${VAR:?message}`, which give nothing away.
+fn is_reference(text: &str) -> bool {
+    let inner = text.strip_prefix("${").and_then(|t| t.strip_suffix('}'));
+    inner.is_some_and(|inner| !inner.contains(['{', '}']) && !inner.contains(":-"))
+}
+
 /// Whether line `number` (from 1), where the YAML breaks off, may be a part of a secret: it, or the line that it is
 /// indented below, has a secret's name. The tree cannot tell, for it ends here.
-pub(super) fn may_be_secret(text: &str, number: usize) -> bool {
+pub(super) fn may_be_secret(lines: &[String], number: usize) -> bool {
     let indent = |line: &str| line.len() - line.trim_start_matches([' ', '-', '\t']).len();
     let mut least = usize::MAX;
-    let lines: Vec<&str> = text.lines().take(number).collect();
+    let lines = &lines[..number.min(lines.len())];
     for (i, line) in lines.iter().enumerate().rev().filter(|(_, line)| !line.trim().is_empty()) {
         let owner = i + 1 == number || indent(line) < least;
         if owner && line.split(|c: char| !c.is_alphanumeric() && c != '_').any(is_secret_name) {

@@ -10,7 +10,7 @@ use granit_parser::{Event, Parser, ScalarStyle};
 /// Nesting that a configuration may have; the deepest field of ours lies at 6.
 const MAX_DEPTH: usize = 32;
 /// Values that a configuration may have once aliases are followed: a few aliases of aliases make billions.
-const MAX_NODES: usize = 200_000;
+const MAX_NODES: usize = 50_000;
 
 /// One value.
 #[derive(Clone, Debug)]
@@ -33,8 +33,6 @@ pub(super) enum Value {
 #[derive(Clone, Debug)]
 pub(super) struct Scalar {
     pub(super) text: String,
-    /// Without quotes.
-    pub(super) plain: bool,
     /// A variable of the environment had a part in it.
     pub(super) from_env: bool,
 }
@@ -76,7 +74,7 @@ pub(super) struct Fault {
 impl Node {
     /// Text that was not written in the file.
     pub(super) fn text(text: impl Into<String>, at: At) -> Self {
-        Self { value: Value::Scalar(Scalar { text: text.into(), plain: true, from_env: false }), at }
+        Self { value: Value::Scalar(Scalar { text: text.into(), from_env: false }), at }
     }
 
     /// An empty section.
@@ -147,6 +145,8 @@ struct Frame {
     anchor: usize,
     /// A section's key that waits for its value.
     key: Option<(String, Span)>,
+    /// Keys so far, with their lines.
+    seen: HashMap<String, usize>,
     start: Span,
 }
 
@@ -173,7 +173,7 @@ impl Builder {
                 let plain = style == ScalarStyle::Plain;
                 let value = match &*text {
                     "" | "~" | "null" | "Null" | "NULL" if plain => Value::Null,
-                    _ => Value::Scalar(Scalar { text: text.into_owned(), plain, from_env: false }),
+                    _ => Value::Scalar(Scalar { text: text.into_owned(), from_env: false }),
                 };
                 self.finish(Node { value, at: At::File(span) }, anchor, span)?;
             }
@@ -211,7 +211,7 @@ impl Builder {
 
     fn open(&mut self, value: Value, anchor: usize, span: Span) {
         let node = Node { value, at: At::File(Span { end_line: span.line, end_column: span.column + 1, ..span }) };
-        self.stack.push(Frame { node, anchor, key: None, start: span });
+        self.stack.push(Frame { node, anchor, key: None, seen: HashMap::new(), start: span });
     }
 
     /// Puts a finished value where it belongs.
@@ -231,14 +231,14 @@ impl Builder {
             Value::List(nodes) => nodes.push(node),
             Value::Map(entries) => match frame.key.take() {
                 None => frame.key = Some((key_of(&node, span)?, span)),
-                Some((key, at)) => match entries.iter().find(|e| e.key == key && key != MERGE) {
-                    None => entries.push(Entry { key, key_at: At::File(at), value: node }),
+                Some((key, at)) => match frame.seen.get(&key).filter(|_| key != MERGE) {
                     Some(first) => {
-                        let fault = Fault::at(at, format!("`{key}` is given twice"));
-                        self.faults.push(match &first.key_at {
-                            At::File(s) => fault.help(format!("first given in line {}", s.line)),
-                            At::Named(_) => fault,
-                        });
+                        let fault = Fault::at(at, format!("`{}` is given twice", super::secret::short(&key)));
+                        self.faults.push(fault.help(format!("first given in line {first}")));
+                    }
+                    None => {
+                        frame.seen.insert(key.clone(), at.line);
+                        entries.push(Entry { key, key_at: At::File(at), value: node });
                     }
                 },
             },

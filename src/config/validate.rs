@@ -16,7 +16,7 @@ use super::{
     de::nearest,
     file::{self, FileConfig},
     load::Source,
-    secret::short,
+    secret::{is_pem, short},
     units::{Period, Size},
     url::{self, Wrong},
 };
@@ -24,6 +24,8 @@ use crate::protocol::engine::Engine;
 
 /// A secret in a file is a line.
 const MAX_SECRET: u64 = 64 << 10;
+/// Aliases of aliases that are followed.
+const MAX_ALIASES: usize = 16;
 
 /// The outcome; `config` is of use only if no problem is an error.
 pub(super) struct Checked {
@@ -142,11 +144,17 @@ impl Validator<'_> {
     /// A file that must be there.
     fn file(&mut self, path: &str, file: &str) -> PathBuf {
         let resolved = self.source.resolve(file);
+        if is_pem(file) {
+            self.error(path, "the text of a key or certificate", "name the file that holds it");
+            return resolved;
+        }
         self.files.push(resolved.clone());
+        let shown = resolved.display().to_string();
         match std::fs::metadata(&resolved) {
-            Ok(meta) if meta.is_dir() => self.error(path, format!("`{}` is a directory", short(file)), "name a file"),
-            Ok(_) => {}
-            Err(e) => self.error(path, format!("`{}` cannot be read: {e}", resolved.display()), relative_help(file)),
+            Ok(meta) if meta.is_file() => {}
+            // Reading a pipe may take for ever, and gives another answer each time.
+            Ok(_) => self.error(path, format!("`{}` is not a regular file", short(&shown)), relative_help(file)),
+            Err(e) => self.error(path, format!("`{}` cannot be read: {e}", short(&shown)), relative_help(file)),
         }
         resolved
     }
@@ -191,8 +199,8 @@ impl Validator<'_> {
 
         let resolved = self.file(path, file);
         let mut text = String::new();
-        // A file that is not there was reported.
-        let opened = std::fs::File::open(&resolved).ok()?;
+        // What is not there, or no file, was reported.
+        let opened = Some(&resolved).filter(|p| p.is_file()).and_then(|p| std::fs::File::open(p).ok())?;
         if opened.take(MAX_SECRET + 1).read_to_string(&mut text).is_err() || text.len() as u64 > MAX_SECRET {
             self.error(path, format!("`{}` holds no secret", short(file)), "one line of text is expected");
             return None;
@@ -229,7 +237,10 @@ impl Validator<'_> {
                 None => AdminAt::Off,
             },
         };
-        let has_token = written.admin_token.is_some() || written.admin_token_file.is_some();
+        let has_token = written.admin_token.is_some()
+            || written.admin_token_file.is_some()
+            || self.source.was_given("", "admin_token")
+            || self.source.was_given("", "admin_token_file");
         let help = "set `admin_token` or `admin_token_file`";
         match at {
             AdminAt::Same if !has_token => self.error("admin", "`admin: same` needs a token", help),
@@ -280,7 +291,7 @@ impl Validator<'_> {
     }
 
     fn needed(&mut self, path: &str, field: &str, file: Option<&str>, help: &str) -> Option<PathBuf> {
-        if file.is_none() {
+        if file.is_none() && !self.source.was_given(path, field) {
             self.error(path, format!("`{path}` has no `{field}`"), help);
         }
         file.map(|file| self.file(&format!("{path}.{field}"), file))
@@ -308,6 +319,9 @@ impl Validator<'_> {
     }
 
     fn backends(&mut self, written: &[file::Backend]) -> Vec<Arc<Backend>> {
+        if self.source.was_given("", "backends") {
+            return Vec::new();
+        }
         if written.is_empty() && !self.source.is_set("backends") {
             self.error("", "no backends", "add `backends: [{url: http://host:port}]`");
         } else if written.is_empty() {
@@ -356,8 +370,9 @@ impl Validator<'_> {
         let url = match &written.url {
             Some(url) => self.parsed(&at("url"), url, url::backend),
             None => {
-                // A field that was misspelt is reported already.
-                self.error(&path, format!("`{path}` has no `url`"), "add `url: http://host:port`");
+                if !self.source.was_given(&path, "url") {
+                    self.error(&path, "a backend without `url`", "add `url: http://host:port`");
+                }
                 None
             }
         };
@@ -469,11 +484,11 @@ impl Validator<'_> {
         for (alias, first) in written {
             let path = format!("routing.aliases.{alias}");
             let (mut model, mut steps) = (first, 0);
-            while let Some(next) = written.get(model).filter(|_| steps <= written.len()) {
+            while let Some(next) = written.get(model).filter(|_| steps < MAX_ALIASES) {
                 (model, steps) = (next, steps + 1);
             }
-            if steps > written.len() {
-                let reason = format!("alias `{}` leads back to itself", short(alias));
+            if steps == MAX_ALIASES {
+                let reason = format!("alias `{}` leads back to itself, or over too many others", short(alias));
                 self.error(&path, reason, "an alias names a model, in the end");
             }
             if alias.trim().is_empty() || first.trim().is_empty() {
@@ -554,9 +569,9 @@ impl Validator<'_> {
     }
 
     fn limits(&mut self, l: &file::Limits) -> Limits {
-        self.size("limits.request_body", l.request_body, Size(1), Size(64 << 30));
-        self.size("limits.body_memory", l.body_memory, Size(1), Size(1 << 50));
-        self.size("limits.header_bytes", l.header_bytes, Size(1 << 10), Size(1 << 20));
+        self.within("limits.request_body", l.request_body, Size(1), Size(64 << 30));
+        self.within("limits.body_memory", l.body_memory, Size(1), Size(1 << 50));
+        self.within("limits.header_bytes", l.header_bytes, Size(1 << 10), Size(1 << 20));
         self.positive("limits.header_timeout", l.header_timeout);
         self.within("limits.connections", l.connections, 1, 10_000_000);
         self.within("limits.queue", l.queue, 0, 10_000_000);
@@ -578,10 +593,6 @@ impl Validator<'_> {
             queue: l.queue as usize,
             queue_timeout: l.queue_timeout.0,
         }
-    }
-
-    fn size(&mut self, path: &str, size: Size, least: Size, most: Size) {
-        self.within(path, size, least, most);
     }
 
     fn drain(&mut self, written: &file::Drain, timeouts: &file::Timeouts) -> Drain {
@@ -699,13 +710,15 @@ impl Validator<'_> {
             let path = format!("auth.keys[{i}]");
             let name = key.name.as_deref();
             match name {
-                None => self.error(&path, format!("`{path}` has no `name`"), "name the tenant"),
+                None if self.source.was_given(&path, "name") => {}
+                None => self.error(&path, "a key without `name`", "name the tenant"),
                 Some(_) => drop(self.name(&format!("{path}.name"), name)),
             }
-            let given = key.key.is_some() || key.key_file.is_some();
+            let wrong = |field| self.source.was_given(&path, field);
+            let given = key.key.is_some() || key.key_file.is_some() || wrong("key") || wrong("key_file");
             let secret = self.secret(&path, "key", key.key.as_ref(), key.key_file.as_deref());
             if !given {
-                self.error(&path, format!("`{path}` has no `key`"), "give `key: ${VARIABLE}` or `key_file`");
+                self.error(&path, "a key's entry without `key`", "give `key: ${VARIABLE}` or `key_file`");
             }
             if name.is_some() && seen.iter().any(|(n, _)| *n == name) {
                 self.error(&format!("{path}.name"), "two keys have this name", "a name is one tenant");

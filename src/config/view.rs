@@ -40,7 +40,7 @@ impl Config {
             "trusted_proxies": networks,
             "debug_headers": self.debug_headers,
             "cors": { "origins": self.cors },
-            "backends": self.backends.iter().map(|b| backend(b)).collect::<Vec<_>>(),
+            "backends": self.backends.iter().map(backend).collect::<Vec<_>>(),
             "zone": self.zone.as_deref(),
             "routing": {
                 "prefer": routing.prefer.map_or("none", capacity),

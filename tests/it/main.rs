@@ -1,5 +1,6 @@
 //! Behaviour of the whole, one file each.
 
+mod config;
 mod errors;
 mod headers;
 mod models;
