@@ -1,14 +1,15 @@
 //! The environment: `${VAR}` inside values, `SLUICEGATE_…` over fields, `PORT` as a last resort.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use super::{
     de::nearest,
+    file::FileConfig,
     tree::{self, At, Entry, Node, Scalar, Value},
 };
 
 /// Environment variables, as they were when the process began or as a test gives them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Env(BTreeMap<String, String>);
 
 impl Env {
@@ -20,6 +21,18 @@ impl Env {
     /// The value of a variable.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
+    }
+
+    /// All names.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
+
+/// Names alone: any value may be a secret.
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
     }
 }
 
@@ -130,14 +143,14 @@ const OTHERS: [&str; 1] = ["SLUICEGATE_CONFIG"];
 
 /// Lays `SLUICEGATE_…` over the file. Names that are no field are let be, for Kubernetes sets `SLUICEGATE_SERVICE_HOST`
 /// and its like for a service of our name; those that nearly are one are pointed at.
-pub(super) fn override_fields(root: &mut Node, fields: &[String], env: &Env, faults: &mut Vec<Fault>) {
+pub(super) fn override_fields(root: &mut Node, env: &Env, faults: &mut Vec<Fault>) {
     for (name, text) in &env.0 {
         let Some(path) = name.strip_prefix(PREFIX).filter(|_| !OTHERS.contains(&name.as_str())) else { continue };
         let steps: Vec<String> = path.split("__").map(str::to_lowercase).collect();
         let at = At::Named(Arc::from(format!("environment variable {name}")));
-        if !fields.contains(&steps[0]) {
+        if !FileConfig::FIELDS.contains(&steps[0].as_str()) {
             let close = |field: &&str| strsim::damerau_levenshtein(&steps[0], field) <= 2 && steps[0] != "port";
-            if let Some(field) = nearest(&steps[0], fields.iter().map(String::as_str)).filter(close) {
+            if let Some(field) = nearest(&steps[0], FileConfig::FIELDS.iter().copied()).filter(close) {
                 faults.push(Fault {
                     at,
                     path: String::new(),
@@ -199,19 +212,20 @@ pub(super) fn set(node: &mut Node, steps: &[impl AsRef<str>], value: Node) {
         return;
     };
     let step = step.as_ref();
+    if node.is_unset() {
+        let empty = if step == "0" { Value::List(Vec::new()) } else { Value::Map(Vec::new()) };
+        *node = Node { value: empty, at: value.at.clone() };
+    }
     if let Value::List(nodes) = &mut node.value
         && let Ok(i) = step.parse::<usize>()
     {
         if i == nodes.len() {
-            nodes.push(Node { value: Value::Map(Vec::new()), at: value.at.clone() });
+            nodes.push(Node { value: Value::Null, at: value.at.clone() });
         }
         if let Some(node) = nodes.get_mut(i) {
             set(node, rest, value);
         }
         return;
-    }
-    if node.is_unset() {
-        *node = Node { value: Value::Map(Vec::new()), at: value.at.clone() };
     }
     // A scalar where a section belongs is reported when it is read.
     let Value::Map(entries) = &mut node.value else { return };

@@ -28,6 +28,11 @@ macro_rules! section {
             $($(#[$doc])* pub $field: $type,)*
         }
 
+        impl $name {
+            /// The names of its fields, in the order of the file.
+            pub const FIELDS: &[&str] = &[$(stringify!($field)),*];
+        }
+
         impl Default for $name {
             fn default() -> Self {
                 Self { $($field: $default,)* }
@@ -772,11 +777,4 @@ word_or!(
 /// The JSON Schema of the file, stable in order.
 pub fn schema() -> Schema {
     schemars::schema_for!(FileConfig)
-}
-
-/// Names of the fields at the top.
-pub(super) fn field_names() -> Vec<String> {
-    let schema = schema();
-    let properties = schema.get("properties").and_then(|p| p.as_object());
-    properties.map(|p| p.keys().cloned().collect()).unwrap_or_default()
 }

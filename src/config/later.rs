@@ -7,12 +7,13 @@ use super::{
 };
 
 /// Fields of later versions.
-const LATER: [&str; 11] = [
+const LATER: [&str; 12] = [
     "interruption_token",
     "interruption_token_file",
     "profile",
     "cors",
     "routing.affinity",
+    "stream",
     "resume",
     "interruption",
     "cache",

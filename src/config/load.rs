@@ -160,7 +160,7 @@ fn find(path: Option<&Path>, env: &Env, flags: &Flags) -> Result<Option<PathBuf>
     if let Some(found) = places.iter().find(|p| p.exists()) {
         return Ok(Some(found.clone()));
     }
-    if env.get("SLUICEGATE_BACKENDS").is_some() {
+    if env.names().any(|name| name.starts_with("SLUICEGATE_BACKENDS")) {
         return Ok(None);
     }
     let names: Vec<_> = places.iter().map(|p| p.display().to_string()).collect();
@@ -204,7 +204,7 @@ fn lay_over(root: &mut Node, env: &Env, flags: &Flags, faults: &mut Vec<env::Fau
     if root.is_unset() {
         *root = Node::empty();
     }
-    env::override_fields(root, &super::file::field_names(), env, faults);
+    env::override_fields(root, env, faults);
     let values = [
         (&["listen"] as &[&str], &flags.listen, "--listen"),
         (&["admin"], &flags.admin, "--admin"),
