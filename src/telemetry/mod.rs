@@ -1,1 +1,9 @@
+//! What the process tells about itself: metrics, diagnostics, the access log. Knows nothing of the rest.
 
+pub mod access;
+pub mod logging;
+pub mod metrics;
+mod outlet;
+mod time;
+
+pub use self::outlet::Outlet;

@@ -1,0 +1,246 @@
+//! The access log: one own line a request, to stdout.
+//!
+//! Each worker writes into its own buffer and hands it to the one writing thread ([`Outlet`]) when it is large, and
+//! at every tick. In text a line is `time key=value …`, in JSON one object; the caller chooses the fields, and never
+//! gives prompts, keys or query strings.
+
+use std::{
+    cell::{Cell, RefCell},
+    io::{self, Write},
+    time::{Duration, SystemTime},
+};
+
+use super::{Outlet, time};
+
+/// A buffer of this size is handed over at once.
+const FLUSH_AT: usize = 16 * 1024;
+/// Buffers that wait for the writing thread, over all workers: 4 MiB at most.
+const DEPTH: usize = 256;
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+/// One worker's access log. Stays on its thread; [`AccessLog::flush`] belongs on its ticker.
+#[derive(Debug)]
+pub struct AccessLog {
+    outlet: Option<Outlet>,
+    format: Format,
+    buffer: RefCell<Vec<u8>>,
+    lines: Cell<u64>,
+}
+
+/// One line while it is written.
+#[derive(Debug)]
+pub struct Line<'a> {
+    buffer: &'a mut Vec<u8>,
+    format: Format,
+}
+
+/// The outlet of all workers' access logs: stdout.
+///
+/// # Errors
+/// When no thread can be had.
+pub fn stdout() -> io::Result<Outlet> {
+    Outlet::new("access log", io::stdout(), DEPTH)
+}
+
+impl AccessLog {
+    /// One worker's, written to `outlet`.
+    pub fn new(outlet: Outlet, format: Format) -> Self {
+        Self { outlet: Some(outlet), format, buffer: RefCell::default(), lines: Cell::default() }
+    }
+
+    /// Writes nothing.
+    pub fn off() -> Self {
+        Self { outlet: None, format: Format::Text, buffer: RefCell::default(), lines: Cell::default() }
+    }
+
+    /// Whether lines are worth making.
+    pub fn is_on(&self) -> bool {
+        self.outlet.is_some()
+    }
+
+    /// Adds the line that `fields` fills, with the time `at` first.
+    pub fn line(&self, at: SystemTime, fields: impl FnOnce(&mut Line<'_>)) {
+        if self.outlet.is_none() {
+            return;
+        }
+        {
+            let buffer = &mut *self.buffer.borrow_mut();
+            let mut line = Line { buffer, format: self.format };
+            line.begin(at);
+            fields(&mut line);
+            line.end();
+            self.lines.set(self.lines.get() + 1);
+            if buffer.len() < FLUSH_AT {
+                return;
+            }
+        }
+        self.flush();
+    }
+
+    /// Hands over what there is.
+    pub fn flush(&self) {
+        let Some(outlet) = &self.outlet else { return };
+        if self.lines.get() > 0 {
+            outlet.send(self.buffer.take(), self.lines.take());
+        }
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+impl Line<'_> {
+    fn begin(&mut self, at: SystemTime) {
+        let stamp = time::stamp(at);
+        match self.format {
+            Format::Text => self.buffer.extend_from_slice(&stamp),
+            Format::Json => {
+                self.buffer.extend_from_slice(b"{\"time\":\"");
+                self.buffer.extend_from_slice(&stamp);
+                self.buffer.push(b'"');
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if self.format == Format::Json {
+            self.buffer.push(b'}');
+        }
+        self.buffer.push(b'\n');
+    }
+
+    /// `key` is a plain word.
+    fn key(&mut self, key: &'static str) {
+        match self.format {
+            Format::Text => {
+                self.buffer.push(b' ');
+                self.buffer.extend_from_slice(key.as_bytes());
+                self.buffer.push(b'=');
+            }
+            Format::Json => {
+                self.buffer.extend_from_slice(b",\"");
+                self.buffer.extend_from_slice(key.as_bytes());
+                self.buffer.extend_from_slice(b"\":");
+            }
+        }
+    }
+
+    /// A text. In the text format it is quoted when it is not a plain word; control characters never get through.
+    pub fn text(&mut self, key: &'static str, value: &str) {
+        self.key(key);
+        let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'=');
+        if self.format == Format::Text && !value.is_empty() && value.bytes().all(plain) {
+            self.buffer.extend_from_slice(value.as_bytes());
+        } else {
+            quote(self.buffer, value);
+        }
+    }
+
+    /// A whole number.
+    pub fn number(&mut self, key: &'static str, value: u64) {
+        self.key(key);
+        self.put(format_args!("{value}"));
+    }
+
+    /// A span of time, in milliseconds with microseconds behind the point.
+    pub fn millis(&mut self, key: &'static str, value: Duration) {
+        self.key(key);
+        let micros = value.as_micros();
+        self.put(format_args!("{}.{:03}", micros / 1000, micros % 1000));
+    }
+
+    /// A yes or no.
+    pub fn flag(&mut self, key: &'static str, value: bool) {
+        self.key(key);
+        self.put(format_args!("{value}"));
+    }
+
+    fn put(&mut self, value: std::fmt::Arguments<'_>) {
+        // Writing to a Vec never fails.
+        let _ = self.buffer.write_fmt(value);
+    }
+}
+
+/// As a JSON string.
+fn quote(buffer: &mut Vec<u8>, value: &str) {
+    buffer.push(b'"');
+    for c in value.chars() {
+        match c {
+            '"' | '\\' => buffer.extend_from_slice(&[b'\\', c as u8]),
+            c if c.is_control() => {
+                // Writing to a Vec never fails; every control character is below U+00A0.
+                let _ = write!(buffer, "\\u{:04x}", u32::from(c));
+            }
+            c => buffer.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    buffer.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, time::UNIX_EPOCH};
+
+    use super::*;
+
+    /// What a reader at the other end sees.
+    fn written(format: Format, fill: impl FnOnce(&AccessLog)) -> String {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let log = AccessLog::new(Outlet::new("test", writer, 8).unwrap(), format);
+        fill(&log);
+        drop(log);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn fields(line: &mut Line<'_>) {
+        line.text("path", "/v1/chat");
+        line.text("model", "a \"b\"\n\u{7f}ü");
+        line.text("none", "");
+        line.number("status", 200);
+        line.millis("took", Duration::from_micros(12_045));
+        line.flag("stream", true);
+    }
+
+    #[test]
+    fn text_and_json() {
+        assert_eq!(
+            written(Format::Text, |log| log.line(UNIX_EPOCH, fields)),
+            "1970-01-01T00:00:00.000Z path=/v1/chat model=\"a \\\"b\\\"\\u000a\\u007fü\" none=\"\" status=200 \
+             took=12.045 stream=true\n"
+        );
+        let json = written(Format::Json, |log| log.line(UNIX_EPOCH, fields));
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["model"], "a \"b\"\n\u{7f}ü");
+        assert_eq!(json["took"], 12.045);
+        assert_eq!(json["time"], "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn lines_stay_whole_and_in_order() {
+        let text = written(Format::Text, |log| {
+            for n in 0..2000 {
+                log.line(UNIX_EPOCH, |line| line.number("n", n));
+            }
+        });
+        let lines: Vec<_> = text.lines().map(|line| line.rsplit_once("n=").unwrap().1).collect();
+        assert_eq!(lines, (0..2000).map(|n: u32| n.to_string()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn off_makes_no_line() {
+        let log = AccessLog::off();
+        assert!(!log.is_on());
+        log.line(UNIX_EPOCH, |_| panic!("nobody reads it"));
+    }
+}

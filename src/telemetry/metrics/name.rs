@@ -1,0 +1,152 @@
+//! Every metric of the process, in one table. `docs/metrics.md` is generated from it and tested against it.
+
+use metrics::Unit;
+
+/// What a metric is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts per bucket; the upper bounds, growing, without `+Inf`.
+    Histogram(&'static [f64]),
+}
+
+/// The fixed facts of a metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// As Prometheus sees it.
+    pub name: &'static str,
+    pub kind: Kind,
+    /// Of the value; base units only.
+    pub unit: Unit,
+    /// Names of its labels, in the order they are printed.
+    pub labels: &'static [&'static str],
+    /// One sentence.
+    pub help: &'static str,
+}
+
+/// Whole requests: 5 ms to 10 min.
+const DURATION: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+/// What the gateway itself adds: 10 µs to 10 ms.
+const OVERHEAD: &[f64] =
+    &[0.00001, 0.00002, 0.00003, 0.00005, 0.000_075, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01];
+const FIRST_TOKEN: &[f64] =
+    &[0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0];
+/// OpenTelemetry's semantic conventions for `gen_ai.server.time_per_output_token`.
+const PER_TOKEN: &[f64] = &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
+const QUEUE: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0];
+
+macro_rules! names {
+    ($($variant:ident = $kind:expr, $unit:ident, $name:literal [$($label:literal),*] $help:literal;)*) => {
+        /// A metric of the process.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Name {
+            $(#[doc = $help] $variant,)*
+        }
+
+        impl Name {
+            /// All of them, in the order they are printed.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// Its fixed facts.
+            pub const fn spec(self) -> &'static Spec {
+                match self {
+                    $(Self::$variant => &Spec {
+                        name: concat!("sluicegate_", $name),
+                        kind: $kind,
+                        unit: Unit::$unit,
+                        labels: &[$($label),*],
+                        help: $help,
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+names! {
+    Requests = Kind::Counter, Count, "requests_total" ["endpoint", "code"]
+        "Requests answered, by endpoint and status; `000` when the client left before an answer.";
+    RequestDuration = Kind::Histogram(DURATION), Seconds, "request_duration_seconds" ["endpoint"]
+        "From the head of a request to the last byte of its answer.";
+    Overhead = Kind::Histogram(OVERHEAD), Seconds, "overhead_seconds" []
+        "Time that the gateway itself added to a request: neither waiting for a backend, nor for the client, nor queued.";
+    FirstToken = Kind::Histogram(FIRST_TOKEN), Seconds, "time_to_first_token_seconds" ["model"]
+        "From the head of a request to the first byte of its answer's body, streams only.";
+    PerToken = Kind::Histogram(PER_TOKEN), Seconds, "time_per_output_token_seconds" ["model"]
+        "Time between output tokens of a stream, averaged over the stream.";
+    InFlight = Kind::Gauge, Count, "requests_in_flight" []
+        "Requests under way.";
+    RequestBytes = Kind::Counter, Bytes, "request_bytes_total" []
+        "Bytes of request bodies read from clients.";
+    ResponseBytes = Kind::Counter, Bytes, "response_bytes_total" []
+        "Bytes of answer bodies handed to clients.";
+    InputTokens = Kind::Counter, Count, "input_tokens_total" ["model"]
+        "Prompt tokens, as the backends report them.";
+    OutputTokens = Kind::Counter, Count, "output_tokens_total" ["model"]
+        "Generated tokens, as the backends report them.";
+    CachedTokens = Kind::Counter, Count, "cached_tokens_total" ["model"]
+        "Prompt tokens that a backend took from its prefix cache.";
+    StreamsCut = Kind::Counter, Count, "streams_cut_total" ["reason"]
+        "Answers that ended early after their first byte, by what cut them.";
+    ClientsGone = Kind::Counter, Count, "clients_gone_total" []
+        "Requests whose client left before the end of the answer; the backend was told to stop.";
+    QueueLength = Kind::Gauge, Count, "queue_length" []
+        "Requests waiting for a place at a backend.";
+    QueueWait = Kind::Histogram(QUEUE), Seconds, "queue_wait_seconds" []
+        "Time that requests waited for a place at a backend, those that waited only.";
+    Retries = Kind::Counter, Count, "retries_total" ["reason"]
+        "Tries after the first, by what failed before.";
+    BodyMemory = Kind::Gauge, Bytes, "body_memory_bytes" []
+        "Request bodies held in memory so that they can be sent again; bounded by limits.body_memory.";
+    BackendRequests = Kind::Counter, Count, "backend_requests_total" ["backend", "outcome"]
+        "Tries at a backend, by how they ended.";
+    BackendState = Kind::Gauge, Count, "backend_state" ["backend", "state"]
+        "1 for the state a backend is in, 0 for the others.";
+    BackendInFlight = Kind::Gauge, Count, "backend_in_flight" ["backend"]
+        "Tries under way at a backend.";
+    UpstreamOpened = Kind::Counter, Count, "upstream_connections_opened_total" []
+        "Connections opened to backends.";
+    UpstreamReused = Kind::Counter, Count, "upstream_connections_reused_total" []
+        "Tries that took an idle connection to a backend.";
+    UpstreamStale = Kind::Counter, Count, "upstream_connections_stale_total" []
+        "Idle connections that were found dead when they were taken; the request went over a fresh one.";
+    ConnectionsAccepted = Kind::Counter, Count, "connections_accepted_total" []
+        "Client connections accepted, the refused ones among them.";
+    ConnectionsRefused = Kind::Counter, Count, "connections_refused_total" []
+        "Client connections refused over limits.connections.";
+    ConnectionsOpen = Kind::Gauge, Count, "connections_open" []
+        "Client connections open.";
+    ConnectionsFolded = Kind::Counter, Count, "connections_folded_total" []
+        "Times that an idle client connection was folded up to its bare socket.";
+    ConnectionsStalled = Kind::Counter, Count, "connections_stalled_total" []
+        "Client connections and streams cut because the client took no bytes.";
+    AcceptFailures = Kind::Counter, Count, "accept_failures_total" []
+        "Times that accepting failed for want of descriptors or memory.";
+    HeaderTimeouts = Kind::Counter, Count, "header_timeouts_total" []
+        "Client connections closed because the head of a request came too slowly.";
+    TlsFailures = Kind::Counter, Count, "tls_failures_total" []
+        "TLS handshakes of clients that failed or took too long.";
+    CertificateExpiry = Kind::Gauge, Seconds, "tls_certificate_expiry_timestamp_seconds" ["plane"]
+        "Unix time at which the certificate in use ends, of the data or the admin plane.";
+    Panics = Kind::Counter, Count, "panics_total" []
+        "Requests that met a fault of the gateway's own; each was answered with 500.";
+    Reloads = Kind::Counter, Count, "config_reloads_total" ["result"]
+        "Configuration reloads; `refused` kept the old configuration.";
+    ConfigInfo = Kind::Gauge, Count, "config_info" ["fingerprint"]
+        "Always 1; the label changes with the configuration in use.";
+    BuildInfo = Kind::Gauge, Count, "build_info" ["version"]
+        "Always 1; the version of this program.";
+    LogDropped = Kind::Counter, Count, "log_lines_dropped_total" ["log"]
+        "Log lines thrown away because their reader was gone or too slow.";
+}
+
+impl Name {
+    /// The metric that Prometheus knows as `name`.
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|known| known.spec().name == name)
+    }
+}
