@@ -4,6 +4,7 @@
 //! [`Shared`]: the fleet, the registry of metrics, the drain, and the configuration in force.
 
 mod control;
+mod probe;
 mod worker;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, thread};
@@ -21,7 +22,7 @@ use crate::{
     },
     runtime::{
         drain::{Drain, DrainHandle},
-        signal::Signal,
+        signal::{Signal, Signals},
     },
     telemetry::{Outlet, access, metrics::Registry},
 };
@@ -224,6 +225,16 @@ impl Stop {
     /// As SIGHUP.
     pub fn reload(&self) {
         self.give(Signal::Reload);
+    }
+
+    async fn on_signals(self) {
+        let mut signals = match Signals::new() {
+            Ok(signals) => signals,
+            Err(error) => return tracing::error!(%error, "cannot listen to signals"),
+        };
+        loop {
+            self.give(signals.next().await);
+        }
     }
 
     fn give(&self, signal: Signal) {

@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let log = match Logging::start(loaded.config.log.json, level(loaded.config.log.level)) {
+    let _log = match Logging::start(loaded.config.log.json, level(loaded.config.log.level)) {
         Ok(log) => log,
         Err(problem) => return failed(&problem),
     };

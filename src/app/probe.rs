@@ -1,0 +1,77 @@
+//! The control plane's questions to backends, over its own client.
+
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
+
+use http::{HeaderMap, HeaderValue, header, uri::PathAndQuery};
+
+use crate::{
+    client::{Client, Failure, Stage, Target},
+    config::{Backend, BackendUrl, ClientTls},
+    control::{Answer, Ask, Engines, Fault},
+    protocol::engine::{self, Engine},
+};
+
+/// A model list is at most this large.
+const LARGEST: usize = 4 << 20;
+
+/// Sends [`Ask`]s. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Asker {
+    client: Client,
+    targets: Rc<RefCell<HashMap<(BackendUrl, ClientTls), Arc<Target>>>>,
+}
+
+impl Asker {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, targets: Rc::default() }
+    }
+
+    pub(super) async fn ask(&self, ask: Ask) -> Result<Answer, Fault> {
+        let target = self.target(&ask.backend)?;
+        let path = PathAndQuery::try_from(ask.path).map_err(|e| Fault::Other(e.to_string()))?;
+        let headers = credentials(&ask.backend);
+        let (head, body) = self.client.get(&target, &path, &headers, LARGEST).await.map_err(|f| fault(&f, &ask.backend))?;
+        Ok(Answer { status: head.status, headers: head.headers, body })
+    }
+
+    fn target(&self, backend: &Backend) -> Result<Arc<Target>, Fault> {
+        let key = (backend.url.clone(), backend.tls.clone());
+        if let Some(target) = self.targets.borrow().get(&key) {
+            return Ok(Arc::clone(target));
+        }
+        let target = Target::new(&key.0, &key.1).map_err(|e| Fault::Unreachable(e.to_string()))?;
+        self.targets.borrow_mut().insert(key, Arc::clone(&target));
+        Ok(target)
+    }
+}
+
+fn credentials(backend: &Backend) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let bearer = backend.api_key.as_ref().map(|key| HeaderValue::try_from(format!("Bearer {}", key.reveal())));
+    if let Some(Ok(mut bearer)) = bearer {
+        bearer.set_sensitive(true);
+        headers.insert(header::AUTHORIZATION, bearer);
+    }
+    headers
+}
+
+fn fault(failure: &Failure, backend: &Backend) -> Fault {
+    let text = failure.cause.to_string();
+    match failure.stage {
+        Stage::Connect => Fault::Unreachable(format!("{}: {text}", backend.name)),
+        Stage::Unsent | Stage::Reset => Fault::Reset(text),
+        Stage::Protocol | Stage::Request => Fault::Other(text),
+    }
+}
+
+/// What is known of engines.
+pub(super) const ENGINES: Engines = Engines {
+    detect: engine::detect,
+    detect_by_info: engine::detect_by_info,
+    health_path: Engine::health_path,
+    models: |body| {
+        let listed = engine::parse_models(body).ok()?;
+        Some(listed.iter().map(|model| Arc::from(&*model.id)).collect())
+    },
+    waiting: |engine| engine.load_metrics().map(|metrics| metrics.waiting),
+};
