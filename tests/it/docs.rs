@@ -1,0 +1,56 @@
+//! Documentation that is a table of the code. `UPDATE=1 cargo test` rewrites it.
+
+use sluicegate::proxy::respond::TABLE;
+
+const INTRODUCTION: &str = "\
+# Errors
+
+Every error of the gateway's own. On OpenAI's paths it comes as `{\"error\":{\"message\",\"type\",\"param\",\"code\"}}`, on
+Anthropic's as `{\"type\":\"error\",\"error\":{\"type\",\"message\"},\"request_id\"}` (its `type` follows from the status), on
+Ollama's as `{\"error\":\"…\"}`. `code` is stable: programs may switch on it. What a backend itself answers, errors
+included, passes as it is.
+
+`x-should-retry: false` goes with errors where the client's own retry would only multiply the load; `Retry-After` and
+`retry-after-ms` (at most 60 s) with those that pass. `Proxy-Status` (RFC 9209) names the type below and the backend.
+
+A stream that fails after its head ends in an error event of the same words (`data:` on OpenAI's paths, `event: error`
+on Anthropic's and `/v1/responses`, a line of NDJSON on Ollama's). Then HTTP/1.1 closes the connection without the last
+chunk, and HTTP/2 resets the stream: a failed stream never looks whole. A plain answer that is cut ends the same way,
+without the event.
+
+";
+
+fn errors() -> String {
+    let mut text = INTRODUCTION.to_owned();
+    text += "| code | status | type | client retry | `Proxy-Status` | meaning |\n|---|--:|---|---|---|---|\n";
+    for row in TABLE {
+        let retry = if row.client_retry { "may help" } else { "`x-should-retry: false`" };
+        let proxy = row.proxy_status.map_or_else(String::new, |name| format!("`{name}`"));
+        text += &format!(
+            "| `{}` | {} | `{}` | {retry} | {proxy} | {} |\n",
+            row.code,
+            row.status.as_u16(),
+            row.kind_name,
+            row.meaning
+        );
+    }
+    text
+}
+
+#[test]
+fn errors_are_documented() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/errors.md");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, errors()).unwrap();
+    }
+    let written = std::fs::read_to_string(path).unwrap();
+    assert!(written == errors(), "docs/errors.md is not the table of src/proxy/respond.rs; UPDATE=1 cargo test rewrites it");
+}
+
+#[test]
+fn every_kind_of_error_has_its_row() {
+    for (index, row) in TABLE.iter().enumerate() {
+        assert!(TABLE[..index].iter().all(|other| other.kind != row.kind && other.code != row.code), "{}", row.code);
+        assert_eq!(sluicegate::proxy::respond::row_of(row.kind).code, row.code);
+    }
+}
