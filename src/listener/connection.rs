@@ -90,7 +90,7 @@ enum Waiting {
 }
 
 /// From accept to close; ends early when the drain does.
-pub(super) async fn run<M, S, B>(worker: Rc<Worker<M>>, stream: Stream, peer: Peer)
+pub(super) async fn run<M, S, B>(worker: Rc<Worker<M>>, stream: Stream, peer: Box<Peer>)
 where
     M: Fn(Rc<Peer>) -> S + 'static,
     S: Service<Request<B>, Response = Response<Body>, Error = Infallible, Future = Answering> + 'static,
@@ -107,7 +107,7 @@ where
     .await;
 }
 
-async fn serve<M, S, B>(worker: &Rc<Worker<M>>, stream: Stream, mut peer: Peer)
+async fn serve<M, S, B>(worker: &Rc<Worker<M>>, stream: Stream, mut peer: Box<Peer>)
 where
     M: Fn(Rc<Peer>) -> S + 'static,
     S: Service<Request<B>, Response = Response<Body>, Error = Infallible, Future = Answering> + 'static,
@@ -121,7 +121,8 @@ where
         Some(tls) => {
             let shaken = tokio::select! {
                 biased;
-                shaken = tls::accept(tls, stream, &mut peer) => shaken.ok(),
+                // Boxed, as HTTP/2 below: every connection's task has the size of its largest part, for all its life.
+                shaken = Box::pin(tls::accept(tls, stream, &mut peer)) => shaken.ok(),
                 () = session.deadline.over() => None,
             };
             let Some(shaken) = shaken else {
@@ -132,7 +133,7 @@ where
             shaken
         }
     };
-    let peer = Rc::new(peer);
+    let peer: Rc<Peer> = Rc::from(peer);
     let service = Guarded {
         service: (worker.make)(Rc::clone(&peer)),
         peer: Rc::clone(&peer),
@@ -142,13 +143,13 @@ where
         body: PhantomData,
     };
     if h2 {
-        return http2::serve(worker, &mut session, stream, Bytes::new(), service).await;
+        return Box::pin(http2::serve(worker, &mut session, stream, Bytes::new(), service)).await;
     }
     let Some(early) = first_bytes(&mut session, &mut stream).await else {
         return;
     };
     if !peer.tls && early.starts_with(PREFACE) {
-        return http2::serve(worker, &mut session, stream, early, service).await;
+        return Box::pin(http2::serve(worker, &mut session, stream, early, service)).await;
     }
     http1(worker, &mut session, stream, early, service).await;
 }

@@ -1,6 +1,6 @@
 //! Sockets → calls of a service. Knows nothing of proxying.
 //!
-//! [`bind`] opens one socket per worker; [`serve`] runs on the worker's own thread, accepts, and makes a service for
+//! [`bind()`] opens one socket per worker; [`serve`] runs on the worker's own thread, accepts, and makes a service for
 //! each connection. One port speaks HTTP/1.1 and HTTP/2 (by prior knowledge, or by ALPN when there is TLS).
 //!
 //! ```text
@@ -321,10 +321,11 @@ impl<M: 'static> Worker<M> {
         };
         let worker = Rc::clone(self);
         let held = (slot, load, self.census(), self.drain.guard(), Gauged::new(&self.stats.open));
+        let Accepted { stream, address } = accepted;
+        let peer = Box::new(Peer::new(address, stream.local()));
         let task = async move {
             let _held = held;
-            let peer = Peer::new(accepted.address, accepted.stream.local());
-            connection::run(worker, accepted.stream, peer).await;
+            connection::run(worker, stream, peer).await;
         };
         spawn(task);
     }

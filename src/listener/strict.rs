@@ -138,7 +138,8 @@ mod tests {
     fn ambiguous_requests_do_not() {
         let v1 = Version::HTTP_11;
         let v2 = Version::HTTP_2;
-        let cases: &[(Version, &str, &str, &[(&str, &str)])] = &[
+        type Case<'a> = (Version, &'a str, &'a str, &'a [(&'a str, &'a str)]);
+        let cases: &[Case<'_>] = &[
             (v1, "GET", "/", &[]),
             (v1, "GET", "http://a/", &[]),
             (v1, "GET", "/", &[("host", "a"), ("host", "a")]),

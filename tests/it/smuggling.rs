@@ -5,6 +5,8 @@
 //! Behind every case follows, in the same connection, what an attacker wants to be taken for a request of its own:
 //! [`CANARY`]. It may be seen only where the case says so.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, net::SocketAddr, rc::Rc, time::Duration};
 
 use http::{Request, Response, header};
