@@ -37,6 +37,7 @@ struct Bench {
 struct Counts {
     accepted: Arc<AtomicU64>,
     refused: Arc<AtomicU64>,
+    accept_failures: Arc<AtomicU64>,
     late_heads: Arc<AtomicU64>,
     stalled: Arc<AtomicU64>,
     tls_failures: Arc<AtomicU64>,
@@ -54,6 +55,7 @@ impl Counts {
         Stats {
             accepted: counter(&self.accepted),
             refused: counter(&self.refused),
+            accept_failures: counter(&self.accept_failures),
             late_heads: counter(&self.late_heads),
             stalled: counter(&self.stalled),
             tls_failures: counter(&self.tls_failures),

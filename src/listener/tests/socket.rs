@@ -114,3 +114,43 @@ fn a_service_of_plain_incoming_works_but_never_folds_after_a_body() {
         assert_eq!(rest(&mut client).await, "", "closed when idle all the same");
     });
 }
+
+/// The limit of descriptors is the process', so the test runs itself once more in one of its own.
+#[test]
+fn connections_wait_while_descriptors_are_short() {
+    const INNER: &str = "SLUICEGATE_TEST_SHORT_OF_DESCRIPTORS";
+    if std::env::var_os(INNER).is_none() {
+        let name = "listener::tests::socket::connections_wait_while_descriptors_are_short";
+        let status = std::process::Command::new("sh")
+            .args(["-c", r#"ulimit -n 64 && exec "$0" --exact "$1""#])
+            .arg(std::env::current_exe().unwrap())
+            .arg(name)
+            .env(INNER, "1")
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    paused(async {
+        let bench = Bench::echo();
+        tokio::task::yield_now().await;
+        let mut clients = Vec::new();
+        while let Ok(client) = std::net::TcpStream::connect(bench.address) {
+            clients.push(client);
+        }
+        secs(10).await;
+        assert_eq!(count(&bench.counts.accepted), 0);
+        let failures = count(&bench.counts.accept_failures);
+        assert!((10..=100).contains(&failures), "{failures} in 10 s");
+
+        let waiting = clients.split_off(clients.len() / 2);
+        clients.clear();
+        for client in waiting.into_iter().take(5) {
+            client.set_nonblocking(true).unwrap();
+            let mut client = TcpStream::from_std(client).unwrap();
+            client.write_all(GET).await.unwrap();
+            until(&mut client, "GET /x ").await;
+        }
+    });
+}
