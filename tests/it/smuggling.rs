@@ -337,3 +337,98 @@ fn one_length_at_most_is_left_to_see() {
         assert_eq!(names[header::TRANSFER_ENCODING.as_str()], "chunked");
     });
 }
+
+/// An HTTP/2 frame.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// HPACK without any compression: fields as they are, also those that no library would write.
+fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).unwrap());
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// One request of `head` and `body` over HTTP/2, and the connection's end; what came back.
+async fn exchange_h2(address: SocketAddr, head: &[(&str, &str)], body: Option<&str>) {
+    let mut wire = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    wire.extend(frame(4, 0, 0, &[]));
+    wire.extend(frame(1, if body.is_some() { 4 } else { 5 }, 1, &fields(head)));
+    if let Some(body) = body {
+        wire.extend(frame(0, 1, 1, body.as_bytes()));
+    }
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(&wire).await.unwrap();
+    // Time moves on only when all is done.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let _ = stream.shutdown().await;
+    let mut answer = Vec::new();
+    while let Ok(1..) = stream.read_buf(&mut answer).await {}
+}
+
+#[test]
+fn http2_heads_that_would_mean_something_else_in_http1() {
+    const PLAIN: [(&str, &str); 4] = [(":method", "POST"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
+    // Each is added to a plain request, or takes the place of its field of that name.
+    let refused: &[(&str, (&str, &str))] = &[
+        ("RFC 9113 §8.2.2: Transfer-Encoding (H2.TE)", ("transfer-encoding", "chunked")),
+        ("§8.2.2: Connection", ("connection", "keep-alive")),
+        ("§8.2.2: Upgrade", ("upgrade", "h2c")),
+        ("§8.2.2: TE other than trailers", ("te", "gzip")),
+        ("§8.2.1: CR LF in a value", ("x", "y\r\ntransfer-encoding: chunked")),
+        ("§8.2.1: LF in a value", ("x", "y\nz: 1")),
+        ("§8.2.1: NUL in a value", ("x", "y\0")),
+        ("§8.2.1: white space around a value", ("x", " y")),
+        ("§8.2.1: upper case in a name", ("Transfer-Encoding", "chunked")),
+        ("§8.2.1: a colon in a name", ("transfer-encoding:", "chunked")),
+        ("§8.2.1: CR LF in a name", ("x\r\ny", "z")),
+        ("§8.2.1: a blank in a name", ("transfer-encoding ", "chunked")),
+        ("§8.3.1: a blank in the path", (":path", "/ HTTP/1.1\r\nx: y")),
+        ("§8.3.1: a path that does not begin with /", (":path", "x")),
+        ("§8.3.1: an empty path", (":path", "")),
+        ("§8.3.1: CR LF in the method", (":method", "GET / HTTP/1.1\r\nx:")),
+        ("§8.3.1: a user in the authority", (":authority", "u@a")),
+        ("§8.3.1: Host says something else", ("host", "b")),
+        ("§8.3: a pseudo-field for answers", (":status", "200")),
+        ("§8.1.1: a length that is no number", ("content-length", "+3")),
+    ];
+    with_listener(async |address, seen| {
+        for (rule, (name, value)) in refused {
+            let mut head = PLAIN.to_vec();
+            match head.iter_mut().find(|field| field.0 == *name) {
+                Some(field) => field.1 = value,
+                None => head.push((name, value)),
+            }
+            exchange_h2(address, &head, Some("abc")).await;
+            assert_eq!(*seen.lines.borrow(), [""; 0], "{rule}: {name:?}: {value:?}");
+        }
+        let orders: &[(&str, Vec<(&str, &str)>)] = &[
+            ("§8.3: a pseudo-field behind a field", vec![PLAIN[0], PLAIN[1], PLAIN[2], ("x", "y"), PLAIN[3]]),
+            ("§8.3: two paths", [&PLAIN[..], &[(":path", "/b")]].concat()),
+            ("§8.3.1: no path", PLAIN[..3].to_vec()),
+            ("§8.3.1: no method", PLAIN[1..].to_vec()),
+            ("two lengths", [&PLAIN[..], &[("content-length", "3"), ("content-length", "3")]].concat()),
+            ("two hosts", [&PLAIN[..], &[("host", "a"), ("host", "a")]].concat()),
+        ];
+        for (rule, head) in orders {
+            exchange_h2(address, head, Some("abc")).await;
+            assert_eq!(*seen.lines.borrow(), [""; 0], "{rule}");
+        }
+        // §8.1.1: a length that is not that of the DATA (H2.CL): the body never looks whole.
+        for length in ["2", "4"] {
+            exchange_h2(address, &[&PLAIN[..], &[("content-length", length)]].concat(), Some("abc")).await;
+            let lines: Vec<_> = seen.lines.borrow_mut().drain(..).collect();
+            assert!(lines.iter().all(|line| line.ends_with("[(cut)]")), "{length}: {lines:?}");
+        }
+        exchange_h2(address, &[&PLAIN[..], &[("content-length", "3"), ("host", "a")]].concat(), Some("abc")).await;
+        assert_eq!(*seen.lines.borrow(), ["POST http://a/ [abc]"]);
+    });
+}
