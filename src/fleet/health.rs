@@ -183,9 +183,13 @@ impl Machine {
     }
 
     fn enter(&mut self, now: Instant, condition: Condition, reason: Arc<str>) {
+        let is_out = |condition| matches!(condition, Condition::Gone | Condition::Sick);
+        // Another finding about one that is out already: it is out since the first.
+        if !(is_out(self.condition) && is_out(condition)) {
+            self.since = now;
+        }
         self.condition = condition;
         self.reason = reason;
-        self.since = now;
         self.fails = 0;
     }
 }
@@ -264,6 +268,16 @@ mod tests {
         machine.probe_passed(now, 1);
         assert_eq!(state(&machine), State::Healthy);
         assert!(machine.is_usable());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_out_since_the_first_sign() {
+        let now = Instant::now();
+        let mut machine = Machine::new(now);
+        machine.call_failed(now, Fault::Connection, QUIET, "connection refused");
+        machine.probe_failed(now + Duration::from_secs(2), 1, "no answer");
+        let health = machine.health();
+        assert_eq!((&*health.reason, health.since), ("no answer", now));
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,6 +17,8 @@ use crate::{
 
 /// How far below `spill_at` the preferred class must be before it is preferred again.
 const RETURN: f64 = 0.1;
+/// Thousandths of a call that on-demand may be owed.
+const MOST_OWED: i32 = 3000;
 
 /// `routing`, as far as it concerns this.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +79,10 @@ fn owes_on_demand(pools: &Pools, policy: &Policy) -> bool {
         return false;
     }
     let part = (policy.on_demand_share * 1000.0) as i32;
-    pools.lean.owed.fetch_add(part, Relaxed) + part >= 1000
+    // Not more than is paid in one go: a class that was full for an hour is not flooded afterwards. The closure always
+    // answers, so this cannot fail.
+    let owed = pools.lean.owed.fetch_update(Relaxed, Relaxed, |owed| Some((owed + part).min(MOST_OWED)));
+    owed.unwrap_or(0) + part >= 1000
 }
 
 /// A call that went to on-demand for any reason pays what is owed, down to nothing.

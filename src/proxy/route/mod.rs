@@ -61,6 +61,9 @@ pub type Refresh = Rc<dyn Fn(Arc<str>) -> Pin<Box<dyn Future<Output = ()>>>>;
 /// How long a try at the last resort is put off while that is full too.
 const LAST_RESORT_PAUSE: Duration = Duration::from_millis(250);
 
+/// How often a call that waits looks by itself.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// The configuration of this stage.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -182,7 +185,7 @@ where
         let answer = retry::keep(answer, &failed).await;
         match self.place(again).await {
             Ok(permit) => {
-                if again == Again::Failed && self.tried.contains(&permit.backend().id) {
+                if self.tried.contains(&permit.backend().id) {
                     let pause = retry::backoff(self.number, &self.ctx.rng);
                     tokio::time::sleep_until((Instant::now() + pause).min(self.call.deadline)).await;
                 }
@@ -277,14 +280,16 @@ where
         if elsewhere {
             want.not.clone_from(&self.tried);
         }
-        let alone = !queue.is_ahead(&want);
         let ticket = queue.enter(want, settings.queue, start)?;
-        // A place given back before we entered was offered to nobody.
-        if alone && let Found::Place(permit, _) = self.look(again, false) {
+        // A place given back before we entered was offered to nobody, unless to those ahead.
+        if ticket.is_first()
+            && let Found::Place(permit, _) = self.look(again, false)
+        {
             return Ok((permit, "queued"));
         }
         loop {
-            let stop = at.map_or(end, |at| at.min(end));
+            // Also once in a while: those it waits for may have gone out meanwhile, and free no place any more.
+            let stop = at.unwrap_or(end).min(end).min(Instant::now() + LOOK_AGAIN);
             if let Some(permit) = granted(&ticket, stop).await {
                 return Ok((permit, "queued"));
             }
@@ -341,7 +346,8 @@ where
         }
         // From here on every one is full or has failed this call.
         let untried = !self.tried.is_empty() && usable.iter().any(|backend| !self.tried.contains(&backend.id));
-        if !untried && again == Again::Failed {
+        // A full one is kept out for a moment by what it said, not by having been tried.
+        if !untried || again == Again::Full {
             let picker = Picker { tried: &[], ..picker };
             if let Some((permit, why)) = capacity::pick(pools, &settings.policy, &picker) {
                 return Found::Place(permit, why);
@@ -384,7 +390,7 @@ fn last_resort(pools: &Pools, picker: &Picker<'_>) -> Found {
 }
 
 async fn granted(ticket: &Ticket<'_>, until: Instant) -> Option<Permit> {
-    tokio::time::timeout_at(until, ticket.granted()).await.ok()
+    tokio::time::timeout_at(until, ticket.granted()).await.ok().flatten()
 }
 
 // === impl Settings, Context ===

@@ -40,6 +40,8 @@ struct Line {
 struct Waiting {
     want: Want,
     granted: Option<Permit>,
+    /// Whoever stood before has gone: time to look by itself.
+    nudged: bool,
     waker: Option<Waker>,
 }
 
@@ -113,7 +115,7 @@ impl Queue {
         }
         let number = line.next;
         line.next += 1;
-        line.waiting.insert(number, Waiting { want, granted: None, waker: None });
+        line.waiting.insert(number, Waiting { want, granted: None, nudged: false, waker: None });
         self.room.want();
         Ok(Ticket { queue: self, number })
     }
@@ -143,16 +145,24 @@ impl Queue {
 }
 
 impl Ticket<'_> {
-    /// Waits for a place.
-    pub(super) async fn granted(&self) -> Permit {
+    /// Whether nobody ahead wants the same.
+    pub(super) fn is_first(&self) -> bool {
+        let line = self.queue.line();
+        let Some(own) = line.waiting.get(&self.number) else { return false };
+        !line.waiting.range(..self.number).any(|(_, w)| w.granted.is_none() && w.want.rivals(&own.want))
+    }
+
+    /// Waits for a place, or (`None`) for a moment at which a look may find one.
+    pub(super) async fn granted(&self) -> Option<Permit> {
         std::future::poll_fn(|cx| self.poll_granted(cx)).await
     }
 
-    fn poll_granted(&self, cx: &mut Context<'_>) -> Poll<Permit> {
+    fn poll_granted(&self, cx: &mut Context<'_>) -> Poll<Option<Permit>> {
         let mut line = self.queue.line();
         let waiting = line.waiting.get_mut(&self.number).expect("a ticket stands in the line until it is dropped");
         match waiting.granted.take() {
-            Some(permit) => Poll::Ready(permit),
+            Some(permit) => Poll::Ready(Some(permit)),
+            None if std::mem::take(&mut waiting.nudged) => Poll::Ready(None),
             None => {
                 waiting.waker = Some(cx.waker().clone());
                 Poll::Pending
@@ -163,10 +173,20 @@ impl Ticket<'_> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        let gone = self.queue.line().waiting.remove(&self.number);
+        let mut line = self.queue.line();
+        let gone = line.waiting.remove(&self.number);
+        let next = line.waiting.values_mut().find(|w| w.granted.is_none());
+        let waker = next.and_then(|next| {
+            next.nudged = true;
+            next.waker.take()
+        });
+        drop(line);
         self.queue.room.unwant();
         // Outside the lock: a place that was granted and not used goes to the next.
         drop(gone);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 
@@ -184,7 +204,8 @@ impl Want {
             && self.model.as_deref().is_none_or(|model| backend.models().may_serve(model))
     }
 
+    /// Whether `other` would take from this one. Who waits for some backends only lets others pass to the rest.
     fn rivals(&self, other: &Self) -> bool {
-        self.pinned == other.pinned && self.model == other.model
+        self.not.is_empty() && self.pinned == other.pinned && self.model == other.model
     }
 }
