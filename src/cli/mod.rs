@@ -50,6 +50,8 @@ enum Command {
     Check(check::Args),
     /// Prints the JSON Schema of the configuration
     Schema(schema::Args),
+    /// Shows the gateway at work: simulated backends that are taken away, and clients that do not notice
+    Demo(demo::Args),
     /// Runs one simulated OpenAI-compatible backend
     Sim(sim::Args),
 }
@@ -111,6 +113,7 @@ pub fn main() -> ExitCode {
             Command::Serve(args) => serve::run(&args),
             Command::Check(args) => check::run(&args, None),
             Command::Schema(args) => schema::run(&args),
+            Command::Demo(args) => demo::start(args),
             Command::Sim(args) => sim::run(args),
         },
         Err(e) => {

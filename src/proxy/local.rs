@@ -6,15 +6,18 @@
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, header::CONTENT_TYPE};
+use http::{HeaderValue, header::CONTENT_TYPE};
 use tower::{Service, service_fn};
 
 use super::{Response, call::Call};
 use crate::{
     body::Body,
-    error::{Error, Kind},
+    error::Error,
     fleet::Fleet,
-    protocol::endpoint::{self, Endpoint},
+    protocol::{
+        endpoint::{self, Endpoint},
+        engine,
+    },
 };
 
 /// What the stage needs.
@@ -36,35 +39,31 @@ where
     service_fn(move |call: Call| {
         let (stage, mut inner) = (Rc::clone(&stage), inner.clone());
         async move {
-            match stage.answer(&call) {
-                Some(answer) => answer,
-                None => inner.call(call).await,
+            match call.endpoint {
+                Endpoint::Models | Endpoint::Model => match stage.answer(call) {
+                    Ok(answer) => Ok(answer),
+                    Err(call) => inner.call(call).await,
+                },
+                _ => inner.call(call).await,
             }
         }
     })
 }
 
 impl Local {
-    fn answer(&self, call: &Call) -> Option<Result<Response, Error>> {
-        match call.endpoint {
-            Endpoint::Models | Endpoint::Model => {}
-            _ => return None,
-        }
-        if call.method != Method::GET && call.method != Method::HEAD {
-            return Some(Err(Error::new(Kind::MethodNotAllowed, format!("{} is read with GET", call.path.path()))));
-        }
+    /// The answer, or the call back: an id that is on no list is looked for as any unknown model is.
+    fn answer(&self, mut call: Call) -> Result<Response, Call> {
         let models = self.models();
-        if models.is_empty() {
-            return None;
+        if call.endpoint == Endpoint::Models && !models.is_empty() {
+            return Ok(listed(&models));
         }
-        if call.endpoint == Endpoint::Models {
-            return Some(Ok(listed(&models)));
-        }
-        let id = endpoint::model_id(call.path.path())?;
+        let Some(id) = endpoint::model_id(call.path.path()) else { return Err(call) };
         match models.get(&*id) {
-            Some(model) => Some(Ok(json_answer(model.clone()))),
-            None if self.fleet.snapshot().known() => Some(Err(not_found(&id, models.keys()))),
-            None => None,
+            Some(model) => Ok(json_answer(model.clone())),
+            None => {
+                call.model = Some(id.as_ref().into());
+                Err(call)
+            }
         }
     }
 
@@ -72,15 +71,21 @@ impl Local {
     fn models(&self) -> BTreeMap<String, Bytes> {
         let mut models = BTreeMap::new();
         for backend in &self.fleet.snapshot().backends {
-            for model in backend.models().names() {
-                models.entry(model.to_string()).or_insert_with(|| described(model));
+            let answer = backend.model_list().unwrap_or_default();
+            let listed = engine::parse_models(&answer).unwrap_or_default();
+            let known = backend.models();
+            for model in listed.iter().filter(|model| known.may_serve(&model.id)) {
+                models.entry(model.id.to_string()).or_insert_with(|| answer.slice_ref(model.raw));
+            }
+            for name in known.names() {
+                models.entry(name.to_string()).or_insert_with(|| described(name));
             }
         }
         for (alias, model) in &self.aliases {
-            if let Some(description) = models.get(&**model) {
-                if let Some(renamed) = renamed(description, alias) {
-                    models.entry(alias.to_string()).or_insert(renamed);
-                }
+            if let Some(description) = models.get(&**model)
+                && let Some(renamed) = renamed(description, alias)
+            {
+                models.entry(alias.to_string()).or_insert(renamed);
             }
         }
         models
@@ -115,11 +120,4 @@ fn json_answer(body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Body::whole(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
-}
-
-/// The error for a model that nobody serves, naming those that exist.
-pub fn not_found<'a>(id: &str, exist: impl Iterator<Item = &'a String>) -> Error {
-    let names: Vec<_> = exist.take(20).map(|name| format!("`{name}`")).collect();
-    Error::new(Kind::ModelNotFound, format!("no backend serves the model `{id}`; these exist: {}", names.join(", ")))
-        .param("model")
 }

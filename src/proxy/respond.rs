@@ -356,7 +356,17 @@ pub struct Honest {
     request_id: HeaderValue,
     /// The last two bytes that went out: whether an event is open.
     tail: [u8; 2],
-    failure: Option<Error>,
+    failure: Failure,
+}
+
+/// How far a failure was told.
+#[derive(Debug)]
+enum Failure {
+    None,
+    /// The event was handed over and may still lie in the connection's buffer, which a failure would throw away.
+    Told(Error),
+    /// The connection had its turn to write.
+    Sent(Error),
 }
 
 impl Honest {
@@ -364,7 +374,7 @@ impl Honest {
     pub fn body(body: Body, record: &Record, ndjson: bool) -> Body {
         let dialect = if ndjson { Dialect::Ollama } else { record.dialect };
         let dialect = if !ndjson && dialect == Dialect::Ollama { Dialect::OpenAi } else { dialect };
-        Body::stream(Self { inner: body, dialect, request_id: record.id.clone(), tail: *b"\n\n", failure: None })
+        Body::stream(Self { inner: body, dialect, request_id: record.id.clone(), tail: *b"\n\n", failure: Failure::None })
     }
 
     fn event(&self, error: &Error) -> Bytes {
@@ -385,8 +395,14 @@ impl HttpBody for Honest {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Some(failure) = self.failure.take() {
-            return Poll::Ready(Some(Err(failure)));
+        match std::mem::replace(&mut self.failure, Failure::None) {
+            Failure::None => {}
+            Failure::Told(error) => {
+                self.failure = Failure::Sent(error);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Failure::Sent(error) => return Poll::Ready(Some(Err(error))),
         }
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
         match polled {
@@ -405,7 +421,7 @@ impl HttpBody for Honest {
             }
             Poll::Ready(Some(Err(error))) => {
                 let event = self.event(&error);
-                self.failure = Some(error);
+                self.failure = Failure::Told(error);
                 Poll::Ready(Some(Ok(Frame::data(event))))
             }
             other => other,
@@ -413,7 +429,7 @@ impl HttpBody for Honest {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.failure.is_none() && self.inner.is_end_stream()
+        matches!(self.failure, Failure::None) && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -8,6 +8,7 @@
 //! The clients know what each answer must be ([`crate::sim::expected`]), so a lost, doubled or wrong token is seen.
 
 mod client;
+mod gateway;
 mod story;
 
 #[cfg(test)]
@@ -97,6 +98,11 @@ impl std::fmt::Debug for GatewayHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("GatewayHandle").field("addr", &self.addr).finish_non_exhaustive()
     }
+}
+
+/// Runs the demo with the real gateway.
+pub fn start(args: Args) -> ExitCode {
+    run(args, gateway::start)
 }
 
 /// Runs the demo; `start_gateway` returns when the gateway listens, or says why it cannot.
