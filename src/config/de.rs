@@ -88,10 +88,11 @@ pub(super) fn path_text(path: &[Step]) -> String {
     let mut out = String::new();
     for step in path {
         match step {
-            Step::Field(key) if out.is_empty() => out.push_str(key),
             Step::Field(key) => {
-                out.push('.');
-                out.push_str(key);
+                if !out.is_empty() {
+                    out.push('.');
+                }
+                out.push_str(&secret::shown_key(key));
             }
             Step::Item(i) => out.push_str(&format!("[{i}]")),
         }
@@ -165,9 +166,14 @@ impl Reader<'_> {
             Value::Null | Value::Hole => "nothing".to_owned(),
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a section".to_owned(),
-            Value::Scalar(_) if secret::is_secret_path(&self.path.steps()) => "text".to_owned(),
-            Value::Scalar(s) => format!("`{}`", secret::short(&s.text)),
+            Value::Scalar(s) if self.may_show(&s.text) => format!("`{}`", secret::short(&s.text)),
+            Value::Scalar(_) => "text".to_owned(),
         }
+    }
+
+    fn may_show(self, text: &str) -> bool {
+        let path = self.path.steps();
+        !path.is_empty() && !secret::is_secret_path(&path) && !secret::holds_secret(text)
     }
 
     fn wrong(self, expected: impl fmt::Display) -> Fault {
@@ -297,7 +303,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
             self.unknown.borrow_mut().push(Fault {
                 path: with(self.path.steps(), Step::Field(entry.key.clone())),
                 at: Some(Box::new(entry.key_at.clone())),
-                reason: format!("unknown field `{}`", secret::short(&entry.key)),
+                reason: format!("unknown field `{}`", secret::shown_key(&entry.key)),
                 help: Some(help),
                 meant,
             });

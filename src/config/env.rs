@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use super::{
     de::nearest,
     file::FileConfig,
+    secret::shown_key,
     tree::{self, At, Entry, Node, Scalar, Value},
 };
 
@@ -84,7 +85,8 @@ pub(super) fn interpolate(node: &mut Node, path: &str, env: &Env, faults: &mut V
 
 /// `a.b`, or `b` at the top.
 pub(super) fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    let key = shown_key(key);
+    if path.is_empty() { key.into_owned() } else { format!("{path}.{key}") }
 }
 
 /// One value with its variables put in.

@@ -96,8 +96,9 @@ pub fn from_text(text: &str, path: Option<&Path>, env: &Env, flags: &Flags) -> R
     let (mut root, yaml_faults) = tree::parse(text);
     let mut source = Source::new(text, path, &root);
     let no_section = !matches!(root.value, Value::Map(_));
+    // Either way the tree does not know of all secrets; and what is not there is not missing.
+    source.cut_off = no_section || yaml_faults.iter().any(|fault| fault.fatal);
     let mut problems: Vec<Problem> = yaml_faults.iter().map(|fault| source.yaml(fault)).collect();
-    let cut_off = yaml_faults.iter().any(|fault| fault.fatal);
 
     let mut faults = Vec::new();
     env::interpolate(&mut root, "", env, &mut faults);
@@ -115,8 +116,7 @@ pub fn from_text(text: &str, path: Option<&Path>, env: &Env, flags: &Flags) -> R
         let at = f.at.map_or_else(|| root.at.clone(), |at| *at);
         source.problem(Severity::Error, &at, &path_text(&f.path), f.reason, f.help)
     }));
-    // What is not there for a mistake of YAML is not missing.
-    if no_section || cut_off {
+    if source.cut_off {
         return Err(sorted(problems));
     }
 
@@ -241,6 +241,8 @@ pub(super) struct Source {
     base: PathBuf,
     lines: Vec<String>,
     secrets: secret::Secrets,
+    /// The text is no section, or ends at a syntax error: the tree does not know of all secrets.
+    cut_off: bool,
     /// Path as `FileConfig` has it (holes not counted) → place, and path as it was written.
     places: HashMap<String, (At, String)>,
     /// Fields, as written, that were given and were wrong: to call them missing too would be one word too many.
@@ -258,6 +260,7 @@ impl Source {
             base,
             lines: text.lines().map(str::to_owned).collect(),
             secrets: secret::Secrets::of(root),
+            cut_off: false,
             places: HashMap::new(),
             given: HashSet::new(),
             from_env: HashSet::new(),
@@ -361,15 +364,15 @@ impl Source {
             };
             problem.help = Some(help.to_owned());
         }
-        if fault.fatal && secret::may_be_secret(&self.lines, fault.span.line) {
-            problem.snippet = None;
-        }
         problem
     }
 
     /// The source line, blanked, with the caret's place in it.
     fn snippet(&self, span: &Span) -> Option<Snippet> {
         const MOST: usize = 160;
+        if self.cut_off && secret::may_be_secret(&self.lines, span.line) {
+            return None;
+        }
         let line = self.lines.get(span.line.checked_sub(1)?)?;
         let end = if span.end_line == span.line { span.end_column } else { usize::MAX };
         let (text, start, end) = self.secrets.mask(span.line, line, span.column, end);

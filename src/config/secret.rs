@@ -107,6 +107,11 @@ pub(super) fn short(text: &str) -> String {
     out
 }
 
+/// A key for a message or a path; text that slipped into it may hold a secret.
+pub(super) fn shown_key(key: &str) -> Cow<'_, str> {
+    if holds_secret(key) { MASK.into() } else { short(key).into() }
+}
+
 /// Places of secrets in a file, found once, so that no source line is shown with one.
 #[derive(Debug, Default)]
 pub(super) struct Secrets {
@@ -127,6 +132,7 @@ impl Secrets {
     pub(super) fn mask(&self, number: usize, line: &str, column: usize, end: usize) -> (String, usize, usize) {
         let chars: Vec<char> = line.chars().collect();
         let mut stretches = credentials(&chars);
+        stretches.extend(comment(&chars));
         for span in self.spans.iter().filter(|s| s.line <= number && number <= s.end_line) {
             let from = if span.line == number { span.column - 1 } else { 0 };
             let to = if span.end_line == number { span.end_column - 1 } else { chars.len() };
@@ -157,6 +163,13 @@ impl Secrets {
     }
 }
 
+/// A comment that has a secret's name in it: an old value may stand there.
+fn comment(chars: &[char]) -> Option<(usize, usize)> {
+    let start = (0..chars.len()).find(|&i| chars[i] == '#' && (i == 0 || chars[i - 1].is_whitespace()))?;
+    let text: String = chars[start..].iter().collect();
+    holds_secret(&text).then_some((start, chars.len()))
+}
+
 /// Where `user:password` stands in each `scheme://user:password@host`.
 fn credentials(chars: &[char]) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
@@ -182,10 +195,12 @@ fn collect(node: &Node, parent: Option<&str>, name: &str, inside: bool, spans: &
     };
     let secret = inside || is_secret(parent, name);
     match &node.value {
-        Value::Scalar(scalar) if (secret && !is_reference(&scalar.text)) || is_pem(&scalar.text) => note(&node.at),
+        Value::Scalar(scalar) if (secret && !is_reference(&scalar.text)) || holds_secret(&scalar.text) => {
+            note(&node.at)
+        }
         Value::Map(entries) => {
             for entry in entries {
-                if secret {
+                if secret || holds_secret(&entry.key) {
                     note(&entry.key_at);
                 }
             }
@@ -196,6 +211,13 @@ fn collect(node: &Node, parent: Option<&str>, name: &str, inside: bool, spans: &
         Value::List(nodes) => nodes.iter().for_each(|node| collect(node, parent, name, inside, spans)),
         _ => {}
     }
+}
+
+/// Whether a text has a secret's name and a colon in it, as when lines of YAML became text by a slip of indentation.
+pub(super) fn holds_secret(text: &str) -> bool {
+    let name =
+        |before: &str| before.rsplit(|c: char| !c.is_alphanumeric() && c != '_').next().is_some_and(is_secret_name);
+    is_pem(text) || text.match_indices(':').any(|(i, _)| name(text[..i].trim_end_matches([' ', '"', '\''])))
 }
 
 /// The text of a key or certificate, where the name of its file was meant.
@@ -209,15 +231,24 @@ fn is_reference(text: &str) -> bool {
     inner.is_some_and(|inner| !inner.contains(['{', '}']) && !inner.contains(":-"))
 }
 
+/// Lines above a syntax error that are looked at for a secret's name, whatever their indentation.
+const NEAR: usize = 5;
+
 /// Whether line `number` (from 1), where the YAML breaks off, may be a part of a secret: it, or the line that it is
 /// indented below, has a secret's name. The tree cannot tell, for it ends here.
 pub(super) fn may_be_secret(lines: &[String], number: usize) -> bool {
     let indent = |line: &str| line.len() - line.trim_start_matches([' ', '-', '\t']).len();
-    let mut least = usize::MAX;
+    let names_secret = |line: &str| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(is_secret_name);
     let lines = &lines[..number.min(lines.len())];
+    // Where the YAML breaks off, indentation may be what is wrong: the nearest lines above may be owners too.
+    let nearest = lines.iter().rev().filter(|line| !line.trim().is_empty()).take(NEAR);
+    if nearest.into_iter().any(|line| names_secret(line)) {
+        return true;
+    }
+    let mut least = usize::MAX;
     for (i, line) in lines.iter().enumerate().rev().filter(|(_, line)| !line.trim().is_empty()) {
         let owner = i + 1 == number || indent(line) < least;
-        if owner && line.split(|c: char| !c.is_alphanumeric() && c != '_').any(is_secret_name) {
+        if owner && names_secret(line) {
             return true;
         }
         if i + 1 < number && indent(line) < least && indent(line) == 0 {

@@ -158,10 +158,10 @@ fn carets_move_with_what_is_blanked() {
 
 #[test]
 fn lines_below_a_secrets_name_are_not_shown() {
-    let text = "zone: a\nadmin_token:\n  x\n    y\nlisten: [\n  b\n";
+    let text = "zone: a\nadmin_token:\n  1\n  2\n  3\n  4\n  5\n  6\nlisten: [\n  b\n";
     let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-    let hidden: Vec<_> = (1..=6).filter(|n| may_be_secret(&lines, *n)).collect();
-    assert_eq!(hidden, [2, 3, 4]);
+    let hidden: Vec<_> = (1..=10).filter(|n| may_be_secret(&lines, *n)).collect();
+    assert_eq!(hidden, [2, 3, 4, 5, 6, 7, 8]);
 }
 
 #[test]

@@ -233,7 +233,7 @@ impl Builder {
                 None => frame.key = Some((key_of(&node, span)?, span)),
                 Some((key, at)) => match frame.seen.get(&key).filter(|_| key != MERGE) {
                     Some(first) => {
-                        let fault = Fault::at(at, format!("`{}` is given twice", super::secret::short(&key)));
+                        let fault = Fault::at(at, format!("`{}` is given twice", super::secret::shown_key(&key)));
                         self.faults.push(fault.help(format!("first given in line {first}")));
                     }
                     None => {

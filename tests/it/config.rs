@@ -534,6 +534,17 @@ fn piece() -> impl Strategy<Value = String> {
     ]
 }
 
+const SECRETS: [&str; 8] = [
+    "api_key: HIDDEN",
+    "admin_token: \"HIDDEN\"",
+    "api_key: 'HIDDEN",
+    "- api_key: |\n   HIDDEN\n",
+    "api_key: [HIDDEN",
+    "api_key: {HIDDEN: 1",
+    "interruption_token: &a HIDDEN",
+    "url: http://user:HIDDEN@host",
+];
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -542,6 +553,19 @@ proptest! {
         for problem in said(&pieces.concat()) {
             let _ = config::render(&[problem], Format::Human);
         }
+    }
+
+    #[test]
+    fn no_text_shows_a_secret(
+        before in proptest::collection::vec(piece(), 0..12),
+        secret in proptest::sample::select(SECRETS.to_vec()),
+        after in proptest::collection::vec(piece(), 0..12),
+    ) {
+        // What is commented out is no name, and what stands below it no secret.
+        let before = before.concat().replace('#', "");
+        let text = format!("{before}{secret}\n{}", after.concat());
+        let shown = config::render(&said(&text), Format::Human);
+        prop_assert!(!shown.contains("HIDDEN"), "{text}\n--\n{shown}");
     }
 
     #[test]
