@@ -7,6 +7,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Value, json};
 
 use super::{
     secret::Secret,
@@ -774,7 +775,42 @@ word_or!(
     }
 );
 
-/// The JSON Schema of the file, stable in order.
+/// The JSON Schema of the file, stable in order. Numbers and words may be given as `${VAR}` too.
 pub fn schema() -> Schema {
-    schemars::schema_for!(FileConfig)
+    let mut root = schemars::schema_for!(FileConfig).to_value();
+    let words = words_of(&root);
+    admit_variables(&mut root, &words);
+    let sections = root.get_mut("$defs").and_then(Value::as_object_mut);
+    sections.into_iter().flatten().for_each(|(_, section)| admit_variables(section, &words));
+    // What was a schema is one still; `true` would admit everything.
+    Schema::try_from(root).unwrap_or_default()
+}
+
+/// References to definitions that are a set of words.
+fn words_of(root: &Value) -> Vec<String> {
+    let definitions = root.get("$defs").and_then(Value::as_object);
+    let words = definitions.into_iter().flatten().filter(|(_, d)| d.get("enum").is_some() || d.get("oneOf").is_some());
+    words.map(|(name, _)| format!("#/$defs/{name}")).collect()
+}
+
+/// Lets each field of a section that is no text be a text with a variable.
+fn admit_variables(section: &mut Value, words: &[String]) {
+    let fields = section.get_mut("properties").and_then(Value::as_object_mut);
+    for (_, field) in fields.into_iter().flatten() {
+        let Some(own) = field.as_object_mut() else { continue };
+        let plain = match own.get("type") {
+            Some(Value::Array(types)) => types.first().and_then(Value::as_str),
+            other => other.and_then(Value::as_str),
+        };
+        let is_word = own.get("$ref").and_then(Value::as_str).is_some_and(|r| words.iter().any(|w| w == r));
+        if !is_word && !matches!(plain, Some("boolean" | "integer" | "number")) {
+            continue;
+        }
+        let mut outer = serde_json::Map::new();
+        for name in ["description", "default"] {
+            outer.extend(own.remove_entry(name));
+        }
+        outer.insert("anyOf".to_owned(), json!([own, { "type": "string", "pattern": r"\$\{" }]));
+        *field = Value::Object(outer);
+    }
 }

@@ -144,13 +144,15 @@ fn walk(root: &Value, section: &Value, path: &str, defaults: Option<&Value>, row
     }
 }
 
-/// Follows references, and the `null` of what may be unset.
+/// Follows references, past the `null` of what may be unset and the text that holds a variable.
 fn target<'v>(root: &'v Value, field: &'v Value) -> &'v Value {
     if let Some(name) = field["$ref"].as_str() {
         return root.pointer(name.trim_start_matches('#')).unwrap();
     }
-    match field["anyOf"].as_array() {
-        Some(any) if any.len() == 2 && any[1]["type"] == "null" => target(root, &any[0]),
+    let forms = field["anyOf"].as_array().into_iter().flatten();
+    let mut forms = forms.filter(|form| form["type"] != "null" && form["pattern"] != r"\$\{");
+    match (forms.next(), forms.next()) {
+        (Some(only), None) => target(root, only),
         _ => field,
     }
 }

@@ -2,7 +2,7 @@
 //! end, so that one mistake hides no other.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,9 +10,8 @@ use std::{
 };
 
 use super::{
-    Admin, AdminAt, Backend, BackendUrl, Capacity, ClientTls, Concurrency, Config, Drain, Health, Level, Limits,
-    Listen, Log, Models, Passthrough, Problem, Profile, Retry, Routing, Scheme, Secret, ServerTls, Severity, Stream,
-    Timeouts,
+    Admin, AdminAt, Capacity, Config, Drain, Health, Level, Limits, Listen, Log, Passthrough, Problem, Profile, Retry,
+    Routing, Secret, ServerTls, Severity, Stream, Timeouts,
     de::nearest,
     file::{self, FileConfig},
     load::Source,
@@ -20,7 +19,9 @@ use super::{
     units::{Period, Size},
     url::{self, Wrong},
 };
-use crate::protocol::engine::Engine;
+
+mod backends;
+mod later;
 
 /// A secret in a file is a line.
 const MAX_SECRET: u64 = 64 << 10;
@@ -318,143 +319,6 @@ impl Validator<'_> {
         written.to_vec()
     }
 
-    fn backends(&mut self, written: &[file::Backend]) -> Vec<Arc<Backend>> {
-        if self.source.was_given("", "backends") {
-            return Vec::new();
-        }
-        if written.is_empty() && !self.source.is_set("backends") {
-            self.error("", "no backends", "add `backends: [{url: http://host:port}]`");
-        } else if written.is_empty() {
-            self.error("backends", "no backends", "add `- url: http://host:port`");
-        }
-        let mut names: HashMap<Arc<str>, usize> = HashMap::new();
-        let mut backends = Vec::new();
-        for (i, backend) in written.iter().enumerate() {
-            let Some(backend) = self.backend(i, backend) else { continue };
-            match names.get(&backend.name) {
-                None => {
-                    names.insert(Arc::clone(&backend.name), i);
-                }
-                Some(first) => {
-                    let named = written[i].name.is_some();
-                    let path = if named { format!("backends[{i}].name") } else { format!("backends[{i}].url") };
-                    let line = self.source.line(&format!("backends[{first}]"));
-                    let help = match (named, line) {
-                        (false, _) => "give each a `name`".to_owned(),
-                        (true, Some(line)) => format!("the first is in line {line}"),
-                        (true, None) => "give each its own".to_owned(),
-                    };
-                    self.error(&path, format!("two backends are called `{}`", backend.name), help);
-                }
-            }
-            backends.push(Arc::new(backend));
-        }
-        backends
-    }
-
-    fn backend(&mut self, i: usize, written: &file::Backend) -> Option<Backend> {
-        let path = format!("backends[{i}]");
-        let at = |field: &str| format!("{path}.{field}");
-        let name = self.name(&at("name"), written.name.as_deref());
-        let zone = self.name(&at("zone"), written.zone.as_deref());
-        let api_key = self.secret(&path, "api_key", written.api_key.as_ref(), written.api_key_file.as_deref());
-        let (token, file) = (written.interruption_token.as_ref(), written.interruption_token_file.as_deref());
-        self.secret(&path, "interruption_token", token, file);
-        if let Some(file::AutoOr::Number(0)) = written.max_concurrency {
-            self.error(&at("max_concurrency"), "0 would let no call through", "take it out for no limit");
-        }
-        if let Some(price) = &written.price {
-            self.price(&path, price);
-        }
-        let models = self.models(&path, &written.models);
-        let url = match &written.url {
-            Some(url) => self.parsed(&at("url"), url, url::backend),
-            None => {
-                if !self.source.was_given(&path, "url") {
-                    self.error(&path, "a backend without `url`", "add `url: http://host:port`");
-                }
-                None
-            }
-        };
-        let tls = self.client_tls(&path, written.tls.as_ref(), url.as_ref());
-        let url = url?;
-        self.base_path(&at("url"), &url);
-        Some(Backend {
-            name: name.unwrap_or_else(|| default_name(&url)),
-            url,
-            engine: engine(written.engine),
-            capacity: capacity(written.capacity),
-            zone,
-            models,
-            max_concurrency: match written.max_concurrency {
-                None => Concurrency::Unlimited,
-                Some(file::AutoOr::Auto) => Concurrency::Auto,
-                Some(file::AutoOr::Number(n)) => Concurrency::Limit(n),
-            },
-            api_key,
-            tls,
-        })
-    }
-
-    /// Paths of clients begin with `/v1` themselves: the commonest mistake of all.
-    fn base_path(&mut self, path: &str, url: &BackendUrl) {
-        if let Some(before) = url.base_path.strip_suffix("/v1") {
-            let meant = BackendUrl { base_path: Arc::from(before), ..url.clone() };
-            self.warn(path, "calls would go to `/v1/v1/…`", format!("did you mean `{meant}`?"));
-        }
-    }
-
-    fn price(&mut self, path: &str, price: &file::Price) {
-        for (field, value) in [("per_hour", price.per_hour), ("on_demand_per_hour", price.on_demand_per_hour)] {
-            if value.is_some_and(|v| !v.is_finite() || v < 0.0) {
-                self.error(&format!("{path}.price.{field}"), "is not a price", "write a number from 0");
-            }
-        }
-    }
-
-    fn models(&mut self, path: &str, models: &file::Models) -> Models {
-        match models {
-            file::Models::Auto => Models::Auto,
-            file::Models::Any => Models::Any,
-            file::Models::List(list) => {
-                if list.is_empty() {
-                    self.error(&format!("{path}.models"), "the list is empty", "name a model, or use `auto` or `any`");
-                }
-                for (i, _) in list.iter().enumerate().filter(|(_, model)| model.trim().is_empty()) {
-                    self.error(&format!("{path}.models[{i}]"), "a model needs a name", "");
-                }
-                Models::List(list.iter().map(|m| Arc::from(m.as_str())).collect())
-            }
-        }
-    }
-
-    fn client_tls(&mut self, path: &str, written: Option<&file::ClientTls>, url: Option<&BackendUrl>) -> ClientTls {
-        let Some(tls) = written else { return ClientTls::default() };
-        let path = format!("{path}.tls");
-        if url.is_some_and(|url| url.scheme != Scheme::Https) {
-            self.error(&path, "`tls` has no effect on this URL", "use `https://` in `url`, or take `tls` out");
-        }
-        match (&tls.client_cert, &tls.client_key) {
-            (Some(_), None) => self.error(&path, "`client_cert` needs `client_key`", "name the PEM file of the key"),
-            (None, Some(_)) => {
-                self.error(&path, "`client_key` needs `client_cert`", "name the PEM file of the certificate");
-            }
-            _ => {}
-        }
-        let mut file =
-            |field: &str, file: &Option<String>| file.as_ref().map(|file| self.file(&format!("{path}.{field}"), file));
-        let ca = file("ca", &tls.ca);
-        let client_cert = file("client_cert", &tls.client_cert);
-        let client_key = file("client_key", &tls.client_key);
-        if let Some(name) = &tls.server_name
-            && rustls_pki_types::ServerName::try_from(name.as_str()).is_err()
-        {
-            let reason = format!("`{}` is not the name of a server", short(name));
-            self.error(&format!("{path}.server_name"), reason, "use a DNS name or an IP address");
-        }
-        ClientTls { ca, client_cert, client_key, server_name: tls.server_name.clone() }
-    }
-
     fn routing(&mut self, written: &file::Routing) -> Routing {
         self.within("routing.spill_at", written.spill_at, 0.0, 1.0);
         self.within("routing.on_demand_share", written.on_demand_share, 0.0, 1.0);
@@ -614,131 +478,6 @@ impl Validator<'_> {
     }
 }
 
-/// Sections whose stage comes later: checked, so that a file stays valid when it comes.
-impl Validator<'_> {
-    fn later(&mut self, written: &FileConfig) {
-        self.resume(&written.resume);
-        self.interruption(&written.interruption);
-        self.cache(&written.cache);
-        self.compression(&written.compression);
-        self.normalize(&written.normalize);
-        if written.limits.rate_store == file::RateStore::Redis && written.cache.redis.is_none() {
-            self.error("limits.rate_store", "`redis` needs `cache.redis`", "add it, or use `local`");
-        }
-        if let Some(auth) = &written.auth {
-            self.auth(auth);
-        }
-    }
-
-    fn resume(&mut self, resume: &file::Resume) {
-        self.within("resume.attempts", resume.attempts, 1, 100);
-    }
-
-    fn interruption(&mut self, interruption: &file::Interruption) {
-        if let Some(endpoint) = &interruption.endpoint {
-            self.parsed("interruption.endpoint", endpoint, url::service);
-        }
-        for (i, url) in interruption.notify.iter().enumerate() {
-            self.parsed(&format!("interruption.notify[{i}]"), url, url::service);
-        }
-    }
-
-    fn cache(&mut self, cache: &file::Cache) {
-        if cache.max_entry > cache.capacity && cache.capacity.0 > 0 {
-            let path = if self.source.is_set("cache.max_entry") { "cache.max_entry" } else { "cache.capacity" };
-            let reason = format!("`max_entry` ({}) is greater than `capacity` ({})", cache.max_entry, cache.capacity);
-            self.error(path, reason, "no answer of that size could be kept");
-        }
-        for (i, name) in cache.vary.iter().enumerate() {
-            if http::HeaderName::try_from(name.as_str()).is_err() {
-                let path = format!("cache.vary[{i}]");
-                self.error(&path, format!("`{}` is not the name of a header", short(name)), "such as `x-region`");
-            }
-        }
-        if let Some(redis) = &cache.redis {
-            let url = redis.reveal();
-            if !url.starts_with("redis://") && !url.starts_with("rediss://") {
-                self.error("cache.redis", "not the URL of a Redis", "write it as `redis://host:6379`");
-            }
-            if cache.key_file.is_none() {
-                self.error("cache.redis", "`redis` needs `key_file`", "name a file with the key that seals entries");
-            }
-        }
-        if let Some(file) = &cache.key_file {
-            self.read_secret("cache.key_file", file);
-        }
-    }
-
-    fn compression(&mut self, compression: &file::Compression) {
-        self.paths("compression.exclude", &compression.exclude);
-        for (i, algorithm) in compression.algorithms.iter().enumerate() {
-            if compression.algorithms[..i].contains(algorithm) {
-                self.error(&format!("compression.algorithms[{i}]"), "is in the list twice", "take one out");
-            }
-        }
-        if let file::Flush::After(period) = compression.flush
-            && (period.0.is_zero() || period.0 > Duration::from_secs(5))
-        {
-            self.error("compression.flush", format!("{period} is out of range"), "`event`, or from 1ms to 5s");
-        }
-    }
-
-    fn normalize(&mut self, normalize: &file::Normalize) {
-        let (cap, default) = (normalize.max_tokens_cap, normalize.default_max_tokens);
-        for (field, value) in [("max_tokens_cap", cap), ("default_max_tokens", default)] {
-            if value == Some(0) {
-                self.error(&format!("normalize.{field}"), "0 would allow no answer", "take it out for no limit");
-            }
-        }
-        if let (Some(cap), Some(default)) = (cap, default)
-            && default > cap
-        {
-            let reason = format!("{default} is more than `max_tokens_cap` ({cap})");
-            self.error("normalize.default_max_tokens", reason, "");
-        }
-        if normalize.images.as_ref().is_some_and(|images| images.max_pixels.is_none_or(|n| n == 0)) {
-            self.error("normalize.images", "`images` needs `max_pixels`", "write `images: {max_pixels: 1048576}`");
-        }
-    }
-
-    fn auth(&mut self, auth: &file::Auth) {
-        if auth.keys.is_empty() {
-            self.error("auth", "`auth` without keys would let nobody in", "add `keys`, or take `auth` out");
-        }
-        let mut seen: Vec<(Option<&str>, Option<Secret>)> = Vec::new();
-        for (i, key) in auth.keys.iter().enumerate() {
-            let path = format!("auth.keys[{i}]");
-            let name = key.name.as_deref();
-            match name {
-                None if self.source.was_given(&path, "name") => {}
-                None => self.error(&path, "a key without `name`", "name the tenant"),
-                Some(_) => drop(self.name(&format!("{path}.name"), name)),
-            }
-            let wrong = |field| self.source.was_given(&path, field);
-            let given = key.key.is_some() || key.key_file.is_some() || wrong("key") || wrong("key_file");
-            let secret = self.secret(&path, "key", key.key.as_ref(), key.key_file.as_deref());
-            if !given {
-                self.error(&path, "a key's entry without `key`", "give `key: ${VARIABLE}` or `key_file`");
-            }
-            if name.is_some() && seen.iter().any(|(n, _)| *n == name) {
-                self.error(&format!("{path}.name"), "two keys have this name", "a name is one tenant");
-            }
-            if secret.is_some() && seen.iter().any(|(_, s)| *s == secret) {
-                self.error(&path, "two names have the same key", "give each its own");
-            }
-            let bounds = [
-                ("requests_per_minute", key.requests_per_minute == Some(0)),
-                ("tokens_per_minute", key.tokens_per_minute == Some(0)),
-                ("max_concurrency", key.max_concurrency == Some(0)),
-            ];
-            for (field, _) in bounds.iter().filter(|(_, zero)| *zero) {
-                self.error(&format!("{path}.{field}"), "0 would let no call through", "take it out for no limit");
-            }
-            seen.push((name, secret));
-        }
-    }
-}
-
 /// As [`url::socket`], with the words that `admin` knows.
 fn admin_address(text: &str) -> Result<SocketAddr, Wrong> {
     match nearest(text, ["off", "same"]) {
@@ -749,36 +488,6 @@ fn admin_address(text: &str) -> Result<SocketAddr, Wrong> {
             Err(("the admin plane listens on TCP only".to_owned(), Some("such as `127.0.0.1:9090`".to_owned())))
         }
         _ => url::socket(text),
-    }
-}
-
-/// `host:port`, or the name of the socket's file.
-fn default_name(url: &BackendUrl) -> Arc<str> {
-    match &url.unix {
-        Some(path) => Arc::from(path.file_name().unwrap_or_default().to_string_lossy()),
-        None if url.host.contains(':') => Arc::from(format!("[{}]:{}", url.host, url.port)),
-        None => Arc::from(format!("{}:{}", url.host, url.port)),
-    }
-}
-
-fn engine(written: file::Engine) -> Option<Engine> {
-    match written {
-        file::Engine::Auto => None,
-        file::Engine::Vllm => Some(Engine::Vllm),
-        file::Engine::Sglang => Some(Engine::Sglang),
-        file::Engine::LlamaCpp => Some(Engine::LlamaCpp),
-        file::Engine::Tgi => Some(Engine::Tgi),
-        file::Engine::Ollama => Some(Engine::Ollama),
-        file::Engine::Triton => Some(Engine::Triton),
-        file::Engine::OpenAi => Some(Engine::OpenAi),
-    }
-}
-
-fn capacity(written: file::Capacity) -> Capacity {
-    match written {
-        file::Capacity::Spot => Capacity::Spot,
-        file::Capacity::OnDemand => Capacity::OnDemand,
-        file::Capacity::Reserved => Capacity::Reserved,
     }
 }
 

@@ -1,0 +1,135 @@
+//! Sections whose stage comes later: checked, so that a file stays valid when it comes.
+
+use std::time::Duration;
+
+use super::Validator;
+use crate::config::{
+    Secret,
+    file::{self, FileConfig},
+    secret::short,
+    url,
+};
+
+impl Validator<'_> {
+    pub(super) fn later(&mut self, written: &FileConfig) {
+        self.resume(&written.resume);
+        self.interruption(&written.interruption);
+        self.cache(&written.cache);
+        self.compression(&written.compression);
+        self.normalize(&written.normalize);
+        if written.limits.rate_store == file::RateStore::Redis && written.cache.redis.is_none() {
+            self.error("limits.rate_store", "`redis` needs `cache.redis`", "add it, or use `local`");
+        }
+        if let Some(auth) = &written.auth {
+            self.auth(auth);
+        }
+    }
+
+    fn resume(&mut self, resume: &file::Resume) {
+        self.within("resume.attempts", resume.attempts, 1, 100);
+    }
+
+    fn interruption(&mut self, interruption: &file::Interruption) {
+        if let Some(endpoint) = &interruption.endpoint {
+            self.parsed("interruption.endpoint", endpoint, url::service);
+        }
+        for (i, url) in interruption.notify.iter().enumerate() {
+            self.parsed(&format!("interruption.notify[{i}]"), url, url::service);
+        }
+    }
+
+    fn cache(&mut self, cache: &file::Cache) {
+        if cache.max_entry > cache.capacity && cache.capacity.0 > 0 {
+            let path = if self.source.is_set("cache.max_entry") { "cache.max_entry" } else { "cache.capacity" };
+            let reason = format!("`max_entry` ({}) is greater than `capacity` ({})", cache.max_entry, cache.capacity);
+            self.error(path, reason, "no answer of that size could be kept");
+        }
+        for (i, name) in cache.vary.iter().enumerate() {
+            if http::HeaderName::try_from(name.as_str()).is_err() {
+                let path = format!("cache.vary[{i}]");
+                self.error(&path, format!("`{}` is not the name of a header", short(name)), "such as `x-region`");
+            }
+        }
+        if let Some(redis) = &cache.redis {
+            let url = redis.reveal();
+            if !url.starts_with("redis://") && !url.starts_with("rediss://") {
+                self.error("cache.redis", "not the URL of a Redis", "write it as `redis://host:6379`");
+            }
+            if cache.key_file.is_none() {
+                self.error("cache.redis", "`redis` needs `key_file`", "name a file with the key that seals entries");
+            }
+        }
+        if let Some(file) = &cache.key_file {
+            self.read_secret("cache.key_file", file);
+        }
+    }
+
+    fn compression(&mut self, compression: &file::Compression) {
+        self.paths("compression.exclude", &compression.exclude);
+        for (i, algorithm) in compression.algorithms.iter().enumerate() {
+            if compression.algorithms[..i].contains(algorithm) {
+                self.error(&format!("compression.algorithms[{i}]"), "is in the list twice", "take one out");
+            }
+        }
+        if let file::Flush::After(period) = compression.flush
+            && (period.0.is_zero() || period.0 > Duration::from_secs(5))
+        {
+            self.error("compression.flush", format!("{period} is out of range"), "`event`, or from 1ms to 5s");
+        }
+    }
+
+    fn normalize(&mut self, normalize: &file::Normalize) {
+        let (cap, default) = (normalize.max_tokens_cap, normalize.default_max_tokens);
+        for (field, value) in [("max_tokens_cap", cap), ("default_max_tokens", default)] {
+            if value == Some(0) {
+                self.error(&format!("normalize.{field}"), "0 would allow no answer", "take it out for no limit");
+            }
+        }
+        if let (Some(cap), Some(default)) = (cap, default)
+            && default > cap
+        {
+            let reason = format!("{default} is more than `max_tokens_cap` ({cap})");
+            self.error("normalize.default_max_tokens", reason, "");
+        }
+        if normalize.images.as_ref().is_some_and(|images| images.max_pixels.is_none_or(|n| n == 0)) {
+            self.error("normalize.images", "`images` needs `max_pixels`", "write `images: {max_pixels: 1048576}`");
+        }
+    }
+
+    fn auth(&mut self, auth: &file::Auth) {
+        if auth.keys.is_empty() {
+            self.error("auth", "`auth` without keys would let nobody in", "add `keys`, or take `auth` out");
+        }
+        let mut seen: Vec<(Option<&str>, Option<Secret>)> = Vec::new();
+        for (i, key) in auth.keys.iter().enumerate() {
+            let path = format!("auth.keys[{i}]");
+            let name = key.name.as_deref();
+            match name {
+                None if self.source.was_given(&path, "name") => {}
+                None => self.error(&path, "a key without `name`", "name the tenant"),
+                Some(_) => drop(self.name(&format!("{path}.name"), name)),
+            }
+            let wrong = |field| self.source.was_given(&path, field);
+            let given = key.key.is_some() || key.key_file.is_some() || wrong("key") || wrong("key_file");
+            let secret = self.secret(&path, "key", key.key.as_ref(), key.key_file.as_deref());
+            if !given {
+                self.error(&path, "a key's entry without `key`", "give `key: ${VARIABLE}` or `key_file`");
+            }
+            if name.is_some() && seen.iter().any(|(n, _)| *n == name) {
+                self.error(&format!("{path}.name"), "two keys have this name", "a name is one tenant");
+            }
+            if secret.is_some() && seen.iter().any(|(_, s)| *s == secret) {
+                self.error(&path, "two names have the same key", "give each its own");
+            }
+            let bounds = [
+                ("requests_per_minute", key.requests_per_minute == Some(0)),
+                ("tokens_per_minute", key.tokens_per_minute == Some(0)),
+                ("max_concurrency", key.max_concurrency == Some(0)),
+            ];
+            for (field, _) in bounds.iter().filter(|(_, zero)| *zero) {
+                self.error(&format!("{path}.{field}"), "0 would let no call through", "take it out for no limit");
+            }
+            seen.push((name, secret));
+        }
+    }
+}
