@@ -317,7 +317,9 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Fault> {
-        match self.text() {
+        // Tools that speak YAML 1.1 (Helm, PyYAML) write `off` as `false`.
+        let text = self.text().map(|text| if text == "false" && variants.contains(&"off") { "off" } else { text });
+        match text {
             Some(text) if variants.contains(&text) => {
                 visitor.visit_enum(IntoDeserializer::<Fault>::into_deserializer(text)).map_err(|e| self.place(e))
             }

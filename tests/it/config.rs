@@ -361,6 +361,15 @@ fn variables_stand_for_text_and_never_for_yaml() {
 }
 
 #[test]
+fn off_may_have_become_false_on_its_way() {
+    let loaded =
+        load(&format!("{ONE}admin: false\nresume: {{mode: false}}\ninterruption: {{source: false}}\n")).unwrap();
+    assert_eq!(loaded.config.admin.at, AdminAt::Off);
+    let named: Vec<_> = loaded.unsupported.iter().map(|p| p.path.as_str()).collect();
+    assert_eq!(named, ["resume"]);
+}
+
+#[test]
 fn backends_from_flags_need_no_file() {
     let urls = ["http://127.0.0.1:8000".to_owned(), "https://[::1]:9000/base/".to_owned()];
     let config = config::Config::from_backends(&urls, Some("127.0.0.1:0")).unwrap();

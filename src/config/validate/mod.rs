@@ -231,7 +231,8 @@ impl Validator<'_> {
             written.interruption_token_file.as_deref(),
         );
         let at = match written.admin.as_str() {
-            "off" => AdminAt::Off,
+            // `false` is what tools of YAML 1.1 make of `off`.
+            "off" | "false" => AdminAt::Off,
             "same" => AdminAt::Same,
             text => match self.parsed("admin", text, admin_address) {
                 Some(address) => AdminAt::Tcp(address),
