@@ -25,6 +25,9 @@ mod state;
 mod websocket;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     io::{Error, Result},
     net::{Ipv4Addr, SocketAddr},
