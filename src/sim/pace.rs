@@ -47,9 +47,10 @@ impl Schedule {
         if self.pace.tokens_per_second <= 0.0 || i == 0 {
             return Duration::ZERO;
         }
-        let gap = 1.0 / self.pace.tokens_per_second;
-        // Whole gaps are never shaken, only the last one: the order of tokens stays and the mean rate is kept.
-        Duration::from_secs_f64(gap * (i - 1) as f64) + self.shaken(Duration::from_secs_f64(gap), i)
+        let gap = Duration::from_secs_f64(1.0 / self.pace.tokens_per_second);
+        // Only the last gap is shaken, by up to half: the order of tokens and the mean rate stay.
+        let shaken = self.shaken(gap, i) / 2;
+        gap.mul_f64(i as f64) - gap / 2 + shaken
     }
 
     fn shaken(&self, wait: Duration, i: u64) -> Duration {

@@ -313,10 +313,11 @@ struct Queued {
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        self.shared.take(&self.shared.counters.waiting);
+        // Counted before it leaves: who sees it gone sees how.
         if !self.seated {
             self.shared.left();
         }
+        self.shared.take(&self.shared.counters.waiting);
     }
 }
 
@@ -350,12 +351,12 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let counters = &self.shared.counters;
-        self.shared.take(&counters.running);
         match self.end {
             Ending::Left => self.shared.left(),
             Ending::Served => self.shared.add(&counters.served, 1),
             Ending::Failed => self.shared.add(&counters.failed, 1),
         }
+        self.shared.take(&counters.running);
     }
 }
 

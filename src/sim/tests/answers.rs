@@ -56,7 +56,7 @@ fn dialects() -> Vec<Dialect> {
 async fn plain_is_the_joined_stream_in_every_dialect_and_engine() {
     let must = expected("hello", "sim", 0, 30).concat();
     for engine in [Engine::Vllm, Engine::Sglang, Engine::LlamaCpp] {
-        let sim = start(Config { engine, ..Config::default() });
+        let sim = start(Config { engine, length: Some(50), ..Config::default() });
         for Dialect { path, mut body, whole, piece, used } in dialects() {
             body["stream"] = json!(false);
             let plain = ask_json(sim.addr(), path, &body).await.json();

@@ -119,7 +119,7 @@ async fn what_hangs_or_stalls_goes_on_when_released() {
         tokio::pin!(read);
         loop {
             tokio::select! {
-                done = &mut read => break drop(done.unwrap()),
+                done = &mut read => { done.unwrap(); break; }
                 () = tokio::task::yield_now() => sim.release(),
             }
         }
