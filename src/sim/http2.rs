@@ -1,7 +1,6 @@
 //! HTTP/2 by prior knowledge (h2c), through hyper: the engines have none, gRPC servers and proxies in front of them do.
 
 use std::{
-    convert::Infallible,
     fmt,
     pin::Pin,
     sync::Arc,
@@ -149,12 +148,6 @@ impl fmt::Display for Broken {
 }
 
 impl std::error::Error for Broken {}
-
-impl From<Infallible> for Broken {
-    fn from(never: Infallible) -> Self {
-        match never {}
-    }
-}
 
 enum Answer {
     Frames(mpsc::Receiver<Result<Frame<Bytes>, Broken>>),
