@@ -4,6 +4,7 @@
 //! [`Shared`]: the fleet, the registry of metrics, the drain, and the configuration in force.
 
 mod control;
+mod live;
 mod probe;
 mod worker;
 
@@ -26,6 +27,8 @@ use crate::{
     },
     telemetry::{Outlet, access, metrics::Registry},
 };
+
+pub use self::live::live;
 
 /// A gateway whose sockets are bound and which is not running yet.
 #[derive(Debug)]

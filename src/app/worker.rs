@@ -228,7 +228,7 @@ fn stats(table: &Table) -> Stats {
         tls_failures: table.counter(Name::TlsFailures, &[]),
         folded: table.counter(Name::ConnectionsFolded, &[]),
         panics: table.counter(Name::Panics, &[]),
-        floods: table.counter(Name::Http2Floods, &[]),
+        floods: table.counter(Name::Floods, &[]),
         open: table.gauge(Name::ConnectionsOpen, &[]),
     }
 }

@@ -6,7 +6,11 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{FAILED, INVALID_CONFIG, is_valid, print, talk};
-use crate::config::{self, Config, Env, Flags, Format, Problem};
+use crate::{
+    app::{self, AppError},
+    config::{self, Backend, Config, Env, Flags, Format, Problem},
+    control::live::{Finding, Found},
+};
 
 /// Arguments of `check`.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,29 +34,30 @@ pub struct Args {
 
 /// What a backend answered.
 #[derive(Clone, Debug, Serialize)]
-pub struct LiveResult {
-    pub backend: String,
-    pub url: String,
+struct LiveResult {
+    backend: String,
+    url: String,
     /// Name of the engine, if it was found.
-    pub engine: Option<String>,
-    pub models: Vec<String>,
-    /// Why it could not be asked.
-    pub error: Option<String>,
+    engine: Option<String>,
+    models: Vec<String>,
+    /// Why it would get no calls, or some would fail.
+    error: Option<String>,
 }
 
-/// Asks all backends.
-pub type Live = fn(&Config) -> Vec<LiveResult>;
-
 /// Checks and prints. Exit code 2 if the configuration is invalid, 1 if it is valid and a backend does not answer.
-pub fn run(args: &Args, live: Option<Live>) -> ExitCode {
+pub fn run(args: &Args) -> ExitCode {
     let format = if args.json { Format::Json } else { args.format };
     let (problems, loaded) = match config::load(args.config.as_deref(), &Env::of_process(), &Flags::default()) {
         Ok(loaded) => (loaded.problems(), Some(loaded)),
         Err(problems) => (problems, None),
     };
-    let results = match (&loaded, live) {
-        (Some(loaded), Some(live)) if args.live => Some(live(&loaded.config)),
-        _ => None,
+    let asked = loaded.as_ref().filter(|_| args.live).map(|loaded| ask(&loaded.config)).transpose();
+    let results = match asked {
+        Ok(results) => results,
+        Err(error) => {
+            talk(&format!("sluicegate: {error}\n"));
+            return ExitCode::from(FAILED);
+        }
     };
     if let Err(code) = print(&report(&problems, results.as_deref(), format)) {
         return code;
@@ -67,6 +72,32 @@ pub fn run(args: &Args, live: Option<Live>) -> ExitCode {
     match results {
         Some(results) if results.iter().any(|r| r.error.is_some()) => ExitCode::from(FAILED),
         _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Dials every backend.
+fn ask(config: &Config) -> Result<Vec<LiveResult>, AppError> {
+    let findings = app::live(config)?;
+    Ok(config.backends.iter().zip(findings).map(|(backend, finding)| LiveResult::new(backend, finding)).collect())
+}
+
+impl LiveResult {
+    fn new(backend: &Backend, finding: Finding) -> Self {
+        let (found, error) = match finding.found {
+            Ok(found) => {
+                let missing: Vec<_> = found.missing.iter().map(|name| &**name).collect();
+                let error = (!missing.is_empty()).then(|| format!("does not list {}", missing.join(", ")));
+                (found, error)
+            }
+            Err(problem) => (Found::default(), Some(problem.to_string())),
+        };
+        Self {
+            backend: finding.backend.to_string(),
+            url: backend.url.to_string(),
+            engine: found.engine.map(|engine| engine.name().to_owned()),
+            models: found.models.unwrap_or_default().iter().map(|name| name.to_string()).collect(),
+            error,
+        }
     }
 }
 

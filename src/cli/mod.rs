@@ -111,7 +111,7 @@ pub fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(cli) => match cli.command {
             Command::Serve(args) => serve::run(&args),
-            Command::Check(args) => check::run(&args, None),
+            Command::Check(args) => check::run(&args),
             Command::Schema(args) => schema::run(&args),
             Command::Demo(args) => demo::start(args),
             Command::Sim(args) => sim::run(args),

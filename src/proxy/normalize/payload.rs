@@ -54,7 +54,8 @@ impl Memory {
         self.0.used.load(Ordering::Relaxed)
     }
 
-    fn reserve(&self) -> Reservation {
+    /// A share of nothing yet.
+    pub fn reserve(&self) -> Reservation {
         Reservation { memory: self.clone(), bytes: 0 }
     }
 }

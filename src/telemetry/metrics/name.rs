@@ -128,7 +128,7 @@ names! {
         "Times that accepting failed for want of descriptors or memory.";
     HeaderTimeouts = Kind::Counter, Count, "header_timeouts_total" []
         "Client connections closed because the head of a request came too slowly.";
-    Http2Floods = Kind::Counter, Count, "http2_floods_total" []
+    Floods = Kind::Counter, Count, "connection_floods_total" []
         "HTTP/2 connections ended because their requests were taken back too fast.";
     TlsFailures = Kind::Counter, Count, "tls_failures_total" []
         "TLS handshakes of clients that failed or took too long.";

@@ -21,7 +21,7 @@ use crate::{
         Outcome,
         testing::{backend, config, limited},
     },
-    proxy::record::Record,
+    proxy::{call::Payload, normalize::payload::Memory, record::Record},
 };
 
 mod choice;
@@ -183,35 +183,23 @@ fn report(backend: &Backend, status: u16) {
 
 fn call() -> Call {
     let now = Instant::now();
+    let request = http::Request::post("/v1/chat/completions").body(()).unwrap();
+    let id = http::HeaderValue::from_static("id");
     Call {
         endpoint: crate::protocol::endpoint::Endpoint::Chat,
         method: Method::POST,
         path: PathAndQuery::from_static("/v1/chat/completions"),
         headers: HeaderMap::new(),
-        payload: Payload::Whole(Bytes::from_static(b"hello")),
+        payload: Payload::whole(Bytes::from_static(b"hello"), Memory::new(1 << 20).reserve()),
         model: None,
         alias: None,
         stream: false,
         pinned: None,
         deadline: now + Duration::from_secs(1800),
+        wait_until: None,
+        tunnel: false,
         repeatable: true,
-        record: Rc::new(Record {
-            start: now,
-            id: RefCell::new(http::HeaderValue::from_static("id")),
-            endpoint: Cell::new(crate::protocol::endpoint::Endpoint::Chat),
-            model: RefCell::default(),
-            stream: Cell::default(),
-            backend: RefCell::default(),
-            attempts: Cell::default(),
-            queued: Cell::default(),
-            why: Cell::new(""),
-            sent: Cell::default(),
-            head: Cell::default(),
-            first_byte: Cell::default(),
-            usage: Cell::default(),
-            finish: Cell::default(),
-            cut: Cell::default(),
-        }),
+        record: Rc::new(Record::new(now, id, &request, Rc::default())),
     }
 }
 

@@ -87,7 +87,7 @@ async fn what_may_not_be_repeated_is_tried_again_only_when_nothing_was_sent() {
 async fn an_upload_that_is_gone_cannot_be_sent_again() {
     let bench = Bench::new(&config([backend("a"), backend("b")]));
     both(&bench, || fail(REFUSED));
-    let payload = Payload::Upload(RefCell::new(Some(Body::whole("once"))));
+    let payload = Payload::upload(Body::whole("once"));
     let error = bench.send(Call { payload, ..call() }).await.unwrap_err();
     assert_eq!((error.kind(), bench.tried().len()), (Kind::UpstreamConnect, 1));
 }

@@ -1,0 +1,28 @@
+//! `check --live`: asks every backend once, without a gateway.
+
+use tokio::runtime::{Builder, LocalOptions};
+
+use super::{
+    AppError,
+    probe::{Asker, ENGINES},
+};
+use crate::{
+    client::{self, Client, Counters, Resolver},
+    config::Config,
+    control::live::{Finding, check},
+    runtime::ticker::Ticker,
+};
+
+/// What each backend says now, in the order of the configuration.
+///
+/// # Errors
+/// When no runtime can be made.
+pub fn live(config: &Config) -> Result<Vec<Finding>, AppError> {
+    let runtime =
+        Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).map_err(AppError::Runtime)?;
+    Ok(runtime.block_on(async {
+        let settings = client::Settings::new(config.health.timeout, config.limits.header_bytes);
+        let asker = Asker::new(Client::new(settings, Ticker::default(), Resolver::system(), Counters::noop()));
+        check(config, &ENGINES, &async |question| asker.ask(question).await).await
+    }))
+}
