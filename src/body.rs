@@ -127,11 +127,6 @@ impl Body {
     /// # Errors
     /// [`Kind::PayloadTooLarge`] above `cap`; else what the body itself fails with.
     pub async fn read(mut self, cap: usize) -> Result<Bytes, Error> {
-        if let Form::Whole(bytes) = &self.form
-            && bytes.len() <= cap
-        {
-            return Ok(bytes.clone());
-        }
         let mut first = Bytes::new();
         let mut rest = Vec::new();
         while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).await {

@@ -48,10 +48,7 @@ use crate::{
     config,
     error::{Error, Kind},
     fleet::{Backend, Fleet, Permit, Pools},
-    proxy::{
-        attempt::Attempt,
-        call::Call,
-    },
+    proxy::{attempt::Attempt, call::Call},
 };
 
 /// Asks the backends again what they serve, because this model is on nobody's list. Comes back when the lists are
@@ -163,9 +160,7 @@ where
     fn finish(self, answer: Answer) -> Answer {
         let response = answer?;
         let streams = response.body().as_whole().is_none() && !response.body().is_end_stream();
-        let again = self.call.repeatable
-            && self.call.payload.lasts()
-            && self.number < self.ctx.settings.retry.attempts;
+        let again = self.call.repeatable && self.call.payload.lasts() && self.number < self.ctx.settings.retry.attempts;
         Ok(if streams && again { Replace::wrap(response, self) } else { response })
     }
 
@@ -205,6 +200,8 @@ where
                 Err(Ok(response)) => return Err(self.unfit(&Head::of(&response))),
                 Err(Err(error)) => return Err(error),
             };
+            // What cut the one that is replaced did not cut this call.
+            self.call.record.cut.set(None);
             answer = self.send(permit, body).await;
             match (retry::judge(&answer, &self.call), answer) {
                 (Some(more), last) => (again, answer) = (more, last),
@@ -275,7 +272,8 @@ where
     ) -> Result<(Permit, &'static str), Error> {
         let Context { queue, settings, .. } = &*self.ctx;
         let start = Instant::now();
-        let end = (start + settings.queue_timeout).min(self.call.deadline);
+        let wanted = self.call.wait_until.unwrap_or(self.call.deadline).min(self.call.deadline);
+        let end = (start + settings.queue_timeout).min(wanted);
         let mut want = Want::of(&self.call);
         if elsewhere {
             want.not.clone_from(&self.tried);
@@ -294,7 +292,7 @@ where
                 return Ok((permit, "queued"));
             }
             if Instant::now() >= end {
-                return Err(self.waited_in_vain(start));
+                return Err(self.waited_in_vain(start, end == wanted));
             }
             match self.look(again, false) {
                 Found::Place(permit, _) => return Ok((permit, "queued")),
@@ -305,9 +303,8 @@ where
         }
     }
 
-    fn waited_in_vain(&self, start: Instant) -> Error {
-        let whose =
-            if Instant::now() >= self.call.deadline { "the request's deadline" } else { "limits.queue_timeout" };
+    fn waited_in_vain(&self, start: Instant, wanted: bool) -> Error {
+        let whose = if wanted { "the request's own deadline" } else { "limits.queue_timeout" };
         let text = format!("every backend stayed full for {:.1} s, until {whose}", start.elapsed().as_secs_f64());
         Error::new(Kind::QueueTimeout, text).after(self.ctx.queue.retry_after(Instant::now()))
     }

@@ -33,6 +33,15 @@ use crate::{
     proxy::{Response, call::Call},
 };
 
+/// What the head showed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    /// When the attempt left.
+    pub(super) sent: Instant,
+    /// The outcome is reported already.
+    pub(super) told: bool,
+}
+
 /// Puts the answer under guard.
 pub(super) fn guard(
     response: Response,
@@ -41,10 +50,13 @@ pub(super) fn guard(
     backend: Arc<Backend>,
     permit: Permit,
     mut watch: Watch,
-    sent: Instant,
+    seen: Seen,
 ) -> Response {
     let (mut head, body) = response.into_parts();
     if let Some(whole) = body.as_whole() {
+        if !seen.told {
+            backend.report(Outcome::Answered { ttft: None });
+        }
         let body = finished(whole, &head, &stage, &call, &backend);
         if body.len() != whole.len() {
             head.headers.remove(header::CONTENT_LENGTH);
@@ -52,7 +64,9 @@ pub(super) fn guard(
         return Response::from_parts(head, Body::whole(body));
     }
     if body.is_end_stream() {
-        backend.report(Outcome::Answered { ttft: None });
+        if !seen.told {
+            backend.report(Outcome::Answered { ttft: None });
+        }
         return Response::from_parts(head, body);
     }
     let content_type = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
@@ -87,7 +101,7 @@ pub(super) fn guard(
         gather,
         learn: call.endpoint == Endpoint::Responses && head.status == StatusCode::OK,
         good,
-        sent,
+        seen,
         between: stage.timeouts.between_bytes,
         state: State::Running,
         stage,
@@ -129,7 +143,6 @@ impl Gather {
 /// A whole answer: tokens, finish, id, name.
 fn finished(whole: &Bytes, head: &http::response::Parts, stage: &Upstream, call: &Call, backend: &Backend) -> Bytes {
     let record = &call.record;
-    backend.report(Outcome::Answered { ttft: None });
     let now = record.head.get();
     record.first_byte.set(now);
     record.last_byte.set(now);
@@ -175,8 +188,7 @@ struct Guarded {
     learn: bool,
     /// 200, and readable.
     good: bool,
-    /// When the attempt left.
-    sent: Instant,
+    seen: Seen,
     between: Duration,
     state: State,
     stage: Rc<Upstream>,
@@ -205,8 +217,10 @@ impl Guarded {
         if record.first_byte.get().is_none() {
             record.first_byte.set(Some(now));
             // A plain answer comes when it is finished: its length, not the backend's pace, decides.
-            let ttft = (self.call.stream && self.good).then(|| now - self.sent);
-            self.backend.report(Outcome::Answered { ttft });
+            let ttft = (self.call.stream && self.good).then(|| now - self.seen.sent);
+            if !self.seen.told {
+                self.backend.report(Outcome::Answered { ttft });
+            }
         }
         record.last_byte.set(Some(now));
         self.backend.note_bytes();
@@ -270,13 +284,19 @@ impl Guarded {
         }
     }
 
-    fn fail(&mut self, error: Error) -> Polled {
+    fn fail(&mut self, mut error: Error) -> Polled {
         self.settle();
+        let fault = matches!(error.kind(), Kind::StreamCut | Kind::UpstreamProtocol | Kind::UpstreamSilent);
+        if fault && self.call.record.first_byte.get().is_none() {
+            error = error.retry(Retry::Safe);
+        }
         self.state = State::Ended;
         self.permit = None;
         self.inner = Body::empty();
         self.call.record.cut.set(Some(error.kind()));
-        self.backend.report(Outcome::Broken(error.message()));
+        if fault {
+            self.backend.report(Outcome::Broken(error.message()));
+        }
         Poll::Ready(Some(Err(error.at(&self.backend.spec.name))))
     }
 

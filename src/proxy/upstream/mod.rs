@@ -76,11 +76,10 @@ impl Upstream {
         record.waited.set(record.waited.get() + (now - started));
         record.head.set(Some(now));
         backend.note_bytes();
-        if let Some(outcome) = of_head(&response) {
-            backend.report(outcome);
-        }
+        // A head that tells enough is reported here, any other with its body: one outcome per answer.
+        let told = of_head(&response).map(|outcome| backend.report(outcome)).is_some();
         strip_response(response.headers_mut());
-        Ok(answer::guard(response, self, call, backend, permit, watch, started))
+        Ok(answer::guard(response, self, call, backend, permit, watch, answer::Seen { sent: started, told }))
     }
 
     fn watch(&self, call: &Call, backend: &Arc<Backend>, now: Instant) -> Watch {
@@ -113,10 +112,12 @@ impl Upstream {
             Ok(Ok(response)) => return Ok(response),
             Ok(Err(failure)) => failure,
             Err(error) => {
-                backend.report(match error.kind() {
-                    Kind::UpstreamReset => Outcome::Reset(error.message()),
-                    _ => Outcome::Broken(error.message()),
-                });
+                match error.kind() {
+                    Kind::UpstreamReset => backend.report(Outcome::Reset(error.message())),
+                    Kind::UpstreamTimeout => backend.report(Outcome::Broken(error.message())),
+                    // The call's own deadline says nothing about the backend.
+                    _ => {}
+                }
                 return Err(error);
             }
         };

@@ -21,6 +21,7 @@ use crate::{
         Outcome,
         testing::{backend, config, limited},
     },
+    listener::Peer,
     proxy::{call::Payload, normalize::payload::Memory, record::Record},
 };
 
@@ -183,8 +184,6 @@ fn report(backend: &Backend, status: u16) {
 
 fn call() -> Call {
     let now = Instant::now();
-    let request = http::Request::post("/v1/chat/completions").body(()).unwrap();
-    let id = http::HeaderValue::from_static("id");
     Call {
         endpoint: crate::protocol::endpoint::Endpoint::Chat,
         method: Method::POST,
@@ -199,7 +198,12 @@ fn call() -> Call {
         wait_until: None,
         tunnel: false,
         repeatable: true,
-        record: Rc::new(Record::new(now, id, &request, Rc::default())),
+        record: Rc::new(Record::new(
+            now,
+            http::HeaderValue::from_static("id"),
+            &http::Request::new(()),
+            Rc::new(Peer::default()),
+        )),
     }
 }
 

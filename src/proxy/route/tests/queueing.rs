@@ -102,6 +102,9 @@ async fn waiting_ends_with_the_queues_timeout_or_the_calls_deadline() {
     let error = bench.send(hurried).await.unwrap_err();
     assert_eq!((error.kind(), start.elapsed().as_secs()), (Kind::QueueTimeout, 3));
     assert!(error.message().contains("deadline"), "{}", error.message());
+    let start = Instant::now();
+    let impatient = Call { wait_until: Some(start + Duration::from_secs(2)), ..call() };
+    assert_eq!((bench.send(impatient).await.unwrap_err().kind(), start.elapsed().as_secs()), (Kind::QueueTimeout, 2));
     assert_eq!(bench.queue.len(), 0);
 }
 
