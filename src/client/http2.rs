@@ -7,8 +7,8 @@
 use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
-    pin::{Pin, pin},
-    rc::Rc,
+    pin::Pin,
+    rc::{Rc, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -16,7 +16,10 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, header, uri::Scheme};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::{body::Incoming, client::conn::http2::SendRequest};
+use hyper::{
+    body::Incoming,
+    client::conn::http2::{Connection, SendRequest},
+};
 
 use super::{
     Failure, Head, Outgoing, Settings, Stage, Target, cut,
@@ -41,14 +44,14 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// One connection, shared by many requests.
 pub(super) struct Shared {
     sender: SendRequest<Watched>,
+    /// Owned by the driver's task; knows what the backend's SETTINGS allow.
+    driven: Weak<RefCell<Connection<HyperIo, Watched, LocalExecutor>>>,
     load: Rc<Load>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Load {
     streams: Cell<usize>,
-    /// What the backend's SETTINGS allow.
-    allowed: Cell<usize>,
     /// The tick of the latest use.
     used: Cell<u64>,
 }
@@ -84,28 +87,15 @@ impl Shared {
             .handshake(HyperIo(wire))
             .await
             .map_err(|error| Failure::new(Stage::Connect, error))?;
-        let load = Load {
-            streams: Cell::new(0),
-            allowed: Cell::new(connection.current_max_send_streams()),
-            used: Cell::new(0),
-        };
-        let load = Rc::new(load);
-        let seen = Rc::downgrade(&load);
+        let connection = Rc::new(RefCell::new(connection));
+        let driven = Rc::downgrade(&connection);
         hyper::rt::Executor::execute(&LocalExecutor, async move {
-            let mut connection = pin!(connection);
-            let ended = poll_fn(|cx| {
-                let polled = connection.as_mut().poll(cx);
-                if let Some(load) = seen.upgrade() {
-                    load.allowed.set(connection.current_max_send_streams());
-                }
-                polled
-            });
             // Each request on it is told by its own future or body.
-            if let Err(error) = ended.await {
+            if let Err(error) = poll_fn(|cx| Pin::new(&mut *connection.borrow_mut()).poll(cx)).await {
                 tracing::debug!(%error, "an HTTP/2 connection to a backend ended");
             }
         });
-        Ok(Self { sender, load })
+        Ok(Self { sender, driven, load: Rc::default() })
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -114,7 +104,11 @@ impl Shared {
 
     /// How many more streams the backend allows.
     pub(super) fn room(&self) -> usize {
-        self.load.allowed.get().saturating_sub(self.load.streams.get())
+        let allowed = match self.driven.upgrade() {
+            Some(connection) => connection.try_borrow().map_or(0, |driven| driven.current_max_send_streams()),
+            None => 0,
+        };
+        allowed.saturating_sub(self.load.streams.get())
     }
 
     pub(super) fn stream(&self, now: u64) -> Stream {

@@ -157,6 +157,23 @@ impl Pool {
     }
 }
 
+#[cfg(test)]
+impl Pool {
+    /// Whether nothing was heard on the connection that would be used next.
+    pub(super) fn is_quiet(&self, target: &Arc<Target>) -> bool {
+        let shelves = self.shelves.borrow();
+        let mut idle = shelves[&key(target)].idle.borrow_mut();
+        idle.last_mut().is_none_or(|idle| idle.conn.wire.is_quiet())
+    }
+
+    /// Streams that open HTTP/2 connections have left; `None` = there is no connection.
+    pub(super) fn room(&self, target: &Arc<Target>) -> Option<usize> {
+        let shelves = self.shelves.borrow();
+        let http2 = shelves.get(&key(target))?.http2.borrow();
+        http2.iter().filter(|shared| shared.is_open()).map(http2::Shared::room).max()
+    }
+}
+
 impl Shelf {
     fn new(target: &Arc<Target>) -> Self {
         let speaks = match target.scheme() {
