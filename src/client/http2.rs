@@ -145,7 +145,7 @@ pub(super) async fn send(
     let watched = Watched { body: content, failed: Rc::clone(&failed) };
     let request = request(target, head, watched)?;
     match sender.try_send_request(request).await {
-        Ok(response) => Ok(response.map(|incoming| Body::stream(Answer { incoming, place: Some(place) }))),
+        Ok(response) => Ok(response.map(|incoming| Body::stream(Answer::new(incoming, place)))),
         Err(mut refused) => {
             if let Some(request) = refused.take_message() {
                 if matches!(body, Outgoing::Taken) {
@@ -256,7 +256,26 @@ impl HttpBody for Watched {
 /// An answer's body; dropping it resets the stream.
 struct Answer {
     incoming: Incoming,
+    /// Free for the next request once this one ended; then `None`.
     place: Option<Place>,
+    /// What Content-Length promises still.
+    left: Option<u64>,
+}
+
+impl Answer {
+    fn new(incoming: Incoming, place: Place) -> Self {
+        let left = incoming.size_hint().exact();
+        Self { incoming, place: Some(place), left }
+    }
+
+    /// hyper takes a stream that was reset with NO_ERROR for one that ended: it is whole only if it was closed by
+    /// END_STREAM, or all that was promised has come.
+    fn end(&mut self) -> Option<Result<Frame<Bytes>, Error>> {
+        self.place = None;
+        let is_whole = self.incoming.is_end_stream() || self.left == Some(0);
+        let reset = || std::io::Error::new(std::io::ErrorKind::ConnectionReset, "the stream was reset");
+        (!is_whole).then(|| Err(cut(reset())))
+    }
 }
 
 impl HttpBody for Answer {
@@ -264,11 +283,23 @@ impl HttpBody for Answer {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let polled = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        if !matches!(polled, Some(Ok(_))) {
-            self.place = None;
+        if self.place.is_none() {
+            // hyper would tell the same error for ever.
+            return Poll::Ready(None);
         }
-        Poll::Ready(polled.map(|frame| frame.map_err(body_failed)))
+        Poll::Ready(match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
+                    *left = left.saturating_sub(data.len() as u64);
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => {
+                self.place = None;
+                Some(Err(body_failed(error)))
+            }
+            None => self.end(),
+        })
     }
 
     fn is_end_stream(&self) -> bool {

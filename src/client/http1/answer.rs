@@ -65,8 +65,9 @@ impl Answer {
     }
 
     /// All of it, when it is here and has no trailers.
-    pub(super) fn into_whole(self) -> Result<Bytes, Self> {
-        if self.open.is_none() && self.trailers.is_none() && self.error.is_none() { Ok(self.ready) } else { Err(self) }
+    pub(super) fn take_whole(&mut self) -> Option<Bytes> {
+        let is_whole = self.open.is_none() && self.trailers.is_none() && self.error.is_none();
+        is_whole.then(|| std::mem::take(&mut self.ready))
     }
 
     /// Takes the framing off what was read; ends with the body's end or a fault.

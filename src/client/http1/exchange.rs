@@ -237,10 +237,10 @@ impl<'a> Exchange<'a> {
         }
         let decoder = Decoder::new(framing, self.worker.settings.header_bytes);
         let mut scratch = self.worker.scratch.borrow_mut();
-        let answer = Answer::new(self.worker, (conn, keep), decoder, self.upload, &mut scratch[rest]);
-        *response.body_mut() = match answer.into_whole() {
-            Ok(bytes) => Body::whole(bytes),
-            Err(answer) => Body::stream(answer),
+        let mut answer = Answer::new(self.worker, (conn, keep), decoder, self.upload, &mut scratch[rest]);
+        *response.body_mut() = match answer.take_whole() {
+            Some(bytes) => Body::whole(bytes),
+            None => Body::stream(answer),
         };
         response
     }
