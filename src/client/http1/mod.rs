@@ -1,7 +1,7 @@
 //! HTTP/1.1 towards a backend: an own codec without a task per connection.
 //!
-//! [`head`] reads and writes heads, [`framing`] finds the end of a body, [`upload`] writes a request while
-//! [`exchange`] already reads the answer, [`answer`] is the body that streams. [`decoder`] is the reading half without
+//! [`head`] reads and writes heads, [`framing`] finds the end of a body, `upload` writes a request while
+//! `exchange` already reads the answer, `answer` is the body that streams. [`decoder`] is the reading half without
 //! any I/O, for tests and the fuzzer.
 //!
 //! Strict, since an answer that two readers understand differently is how responses get mixed up: what RFC 9112 §6
