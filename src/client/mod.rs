@@ -120,6 +120,8 @@ pub struct Failure {
     pub cause: Cause,
     /// `connect` ran out.
     pub timed_out: bool,
+    /// The request's body, where it streams and nothing of it was taken: it can be sent elsewhere.
+    pub untouched: Option<Box<Body>>,
 }
 
 /// How far a request came.
@@ -151,7 +153,7 @@ impl fmt::Display for Stage {
 
 impl Failure {
     fn new(stage: Stage, cause: impl Into<Cause>) -> Self {
-        Self { stage, cause: cause.into(), timed_out: false }
+        Self { stage, cause: cause.into(), timed_out: false, untouched: None }
     }
 }
 
@@ -214,10 +216,22 @@ impl Client {
     /// [`Kind::UpstreamProtocol`].
     pub async fn send(&self, target: &Arc<Target>, head: Head<'_>, body: Body) -> Result<Response<Body>, Failure> {
         let mut body = Outgoing::new(body);
+        self.try_send(target, &head, &mut body).await.map_err(|failure| match body {
+            Outgoing::Stream(untouched) => Failure { untouched: Some(Box::new(untouched)), ..failure },
+            _ => failure,
+        })
+    }
+
+    async fn try_send(
+        &self,
+        target: &Arc<Target>,
+        head: &Head<'_>,
+        body: &mut Outgoing,
+    ) -> Result<Response<Body>, Failure> {
         let mut fresh = false;
         loop {
             match self.0.acquire(target, fresh).await? {
-                Link::Http1(conn) => match exchange::send(&self.0, target, conn, &head, &mut body).await {
+                Link::Http1(conn) => match exchange::send(&self.0, target, conn, head, body).await {
                     Ok(response) => return Ok(response),
                     Err(broken) if broken.is_stale() && body.is_intact() && !fresh => {
                         self.0.counters.stale.increment(1);
@@ -225,7 +239,7 @@ impl Client {
                     }
                     Err(broken) => return Err(broken.into_failure()),
                 },
-                Link::Http2(stream) => match http2::send(stream, target, &head, &mut body).await {
+                Link::Http2(stream) => match http2::send(stream, target, head, body).await {
                     Ok(response) => return Ok(response),
                     Err(failure) if failure.stage == Stage::Unsent && body.is_intact() && !fresh => fresh = true,
                     Err(failure) => return Err(failure),

@@ -74,6 +74,13 @@ impl Payload {
         }
     }
 
+    /// A try that took nothing of a streamed body gives it back.
+    pub fn give_back(&self, body: Body) {
+        if let Kept::Upload(kept) = &self.0 {
+            kept.replace(Some(body));
+        }
+    }
+
     /// Whether it can be sent again.
     pub fn lasts(&self) -> bool {
         !matches!(self.0, Kept::Upload(_))

@@ -80,7 +80,7 @@ impl Settings {
         let Arrival { request, record, forwarded } = arrival;
         let (mut head, body) = request.into_parts();
         self.admit_path(&head, record.endpoint)?;
-        let tunnel = upgrade(&head, record.endpoint)?;
+        let tunnel = upgrade(&head)?;
 
         let host = host(&mut head);
         headers::strip_request(&mut head.headers);
@@ -250,7 +250,7 @@ fn host(head: &mut Parts) -> Option<http::HeaderValue> {
 /// Whether this is a WebSocket handshake to tunnel.
 ///
 /// `Upgrade: h2c` is not followed but does no harm: RFC 9110 §7.8 lets a server ignore it, and `curl --http2` sends it.
-fn upgrade(head: &Parts, endpoint: Endpoint) -> Result<bool, Error> {
+fn upgrade(head: &Parts) -> Result<bool, Error> {
     if head.method == Method::CONNECT {
         return Err(Error::new(Kind::UpgradeRefused, "CONNECT is not served: this is a gateway, not a forward proxy"));
     }
@@ -260,7 +260,7 @@ fn upgrade(head: &Parts, endpoint: Endpoint) -> Result<bool, Error> {
     let listed =
         |name: &[u8]| wanted.as_bytes().split(|b| *b == b',').any(|w| w.trim_ascii().eq_ignore_ascii_case(name));
     if listed(b"websocket") {
-        if endpoint == Endpoint::Responses {
+        if head.uri.path() == "/v1/responses" {
             return Err(Error::new(
                 Kind::UpgradeRequired,
                 "/v1/responses is not served over WebSocket; send the same as a POST",

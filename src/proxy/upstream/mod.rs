@@ -65,11 +65,11 @@ impl Upstream {
         let mut watch = self.watch(&call, &backend, started);
         let mut response = if call.tunnel {
             let upgraded = watch.guard(self.client.upgrade(&target, head)).await;
-            let upgraded = self.reported(upgraded, &backend)?;
+            let upgraded = self.reported(upgraded, &call, &backend)?;
             return Ok(tunnel::join(upgraded, &call, permit));
         } else {
             let sent = watch.guard(self.client.send(&target, head, body)).await;
-            self.reported(sent, &backend)?
+            self.reported(sent, &call, &backend)?
         };
         let now = Instant::now();
         let record = &call.record;
@@ -107,8 +107,13 @@ impl Upstream {
         Ok(target)
     }
 
-    fn reported<T>(&self, sent: Result<Result<T, Failure>, Error>, backend: &Backend) -> Result<T, Error> {
-        let failure = match sent {
+    fn reported<T>(
+        &self,
+        sent: Result<Result<T, Failure>, Error>,
+        call: &Call,
+        backend: &Backend,
+    ) -> Result<T, Error> {
+        let mut failure = match sent {
             Ok(Ok(response)) => return Ok(response),
             Ok(Err(failure)) => failure,
             Err(error) => {
@@ -121,6 +126,9 @@ impl Upstream {
                 return Err(error);
             }
         };
+        if let Some(untouched) = failure.untouched.take() {
+            call.payload.give_back(*untouched);
+        }
         let name = &backend.spec.name;
         Err(match failure.stage {
             Stage::Connect => {
