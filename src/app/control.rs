@@ -1,31 +1,46 @@
 //! The control plane's thread: probes, signals, reload, the admin plane, and the order in which all ends.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell, convert::Infallible, future::pending, net::SocketAddr, rc::Rc, sync::Arc, time::Duration,
+};
 
+use serde_json::json;
 use tokio::{
     runtime::{Builder, LocalOptions},
-    sync::{mpsc, watch},
+    sync::{Mutex, mpsc, watch},
     time::{sleep, timeout},
 };
 
 use super::{
-    AppError, Options, Refresh, Shared, Stop,
+    AppError, Options, Refresh, Shared, Source, Stop,
     probe::{Asker, ENGINES},
 };
 use crate::{
-    client::{self, Client, Counters, Resolver},
-    config::Config,
-    control::health::{Prober, Refresher},
-    listener::Socket,
+    admin::{Admin, Pieces, access::Rules},
+    body::{Body, Upload},
+    config::{self, AdminAt, Config, Problem},
+    control::{
+        self, Ask,
+        health::{Prober, Refresher},
+        reload::{self, Applied, Reload},
+    },
+    listener::{self, Answering, Limit, Socket, Stats, tls::Checked},
     runtime::{
-        drain::{DrainHandle, Phase},
+        drain::{Drain, DrainHandle, Phase},
         signal::Signal,
+        supervisor::{OnFailure, Supervisor},
         ticker::Ticker,
     },
+    telemetry::metrics::Name,
 };
 
 /// How long workers may take to drop what they have once the grace is over.
 const DROP_WITHIN: Duration = Duration::from_secs(2);
+/// How long the control plane's own tasks may take.
+const TASKS_END_WITHIN: Duration = Duration::from_secs(1);
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(1);
+/// Of the admin plane, which nobody but operators and scrapers uses.
+const ADMIN_CONNECTIONS: usize = 100;
 
 pub(super) struct Control {
     pub(super) shared: Arc<Shared>,
@@ -48,23 +63,195 @@ impl Control {
     }
 
     async fn serve(mut self, admin: Option<Socket>) -> Result<(), AppError> {
+        let shared = Arc::clone(&self.shared);
         let ticker = Ticker::default();
         spawn(ticker.clone().run());
-        spawn(probe(Arc::clone(&self.shared), ticker.clone(), self.refreshes, self.configs.subscribe()));
+        // The admin plane outlives the data plane: it tells how the drain goes.
+        let (admin_drain, admin_phase) = DrainHandle::new();
+        if let Some(socket) = admin {
+            spawn(serve_admin(Arc::clone(&shared), socket, ticker.clone(), admin_phase));
+        }
+        let (reloads_in, reloads) = mpsc::channel(1);
+        let mut tasks = Supervisor::new(shared.drain.clone());
+        self.start_tasks(&mut tasks, ticker, reloads);
         if self.options.signals {
             spawn(self.stop.clone().on_signals());
         }
-        let config = Arc::clone(&self.configs.borrow());
-        // Until the first order to end.
-        while let Some(order) = self.orders.recv().await {
-            match order {
-                Signal::Terminate => break,
-                Signal::Reload => {}
+        let failed = loop {
+            tokio::select! {
+                order = self.orders.recv() => match order {
+                    Some(Signal::Reload) => {
+                        // One that waits already will read what there is.
+                        let _ = reloads_in.try_send(());
+                    }
+                    _ => break None,
+                },
+                task = tasks.failure() => break Some(task),
+            }
+        };
+        let drain = self.configs.borrow().drain;
+        end(&self.drain, &mut self.orders, drain.delay, drain.grace).await;
+        for task in tasks.finish(TASKS_END_WITHIN).await {
+            tracing::warn!(task, "did not end in time");
+        }
+        admin_drain.set(Phase::Ending);
+        failed.map_or(Ok(()), |task| Err(AppError::Died(task)))
+    }
+
+    fn start_tasks(&mut self, tasks: &mut Supervisor, ticker: Ticker, reloads: mpsc::Receiver<()>) {
+        let (shared, configs) = (Arc::clone(&self.shared), self.configs.subscribe());
+        let refreshes = Rc::new(Mutex::new(std::mem::replace(&mut self.refreshes, mpsc::channel(1).1)));
+        let asker = Asker::of(&configs.borrow(), ticker);
+        let Some(prober) = prober(&shared, &configs.borrow(), asker) else { return };
+        let prober = Rc::new(prober);
+        tasks.start("health", OnFailure::Restart, move || probe(Rc::clone(&prober), Rc::clone(&refreshes)));
+
+        let certificates = Arc::clone(&self.shared);
+        tasks.start("certificates", OnFailure::Restart, move || watch_certificates(Arc::clone(&certificates)));
+
+        let Some(source) = self.options.source.clone() else { return };
+        let table = self.shared.registry.table();
+        let counts = reload::Counts {
+            applied: table.counter(Name::Reloads, &[("result", "applied")]),
+            refused: table.counter(Name::Reloads, &[("result", "refused")]),
+        };
+        let applier = Rc::new(Applier { shared: Arc::clone(&self.shared), configs: self.configs.clone(), source });
+        let reloads = Rc::new(RefCell::new(Some(reloads)));
+        tasks.start("reload", OnFailure::Restart, move || {
+            // Started again after a failure it hears files only, not signals: those went with the first.
+            let requests = reloads.take().unwrap_or_else(|| mpsc::channel(1).1);
+            let (applier, status) = (Rc::clone(&applier), applier.shared.reload.clone());
+            let files = applier.source.watch.clone();
+            let apply = move || {
+                let applier = Rc::clone(&applier);
+                async move { applier.apply() }
+            };
+            let drain = shared.drain.clone();
+            Reload::new(files, requests, status, counts.clone(), apply).run(drain)
+        });
+    }
+}
+
+/// Reads the configuration again and swaps it in.
+struct Applier {
+    shared: Arc<Shared>,
+    configs: watch::Sender<Arc<Config>>,
+    source: Source,
+}
+
+impl Applier {
+    fn apply(&self) -> Result<Applied, Vec<String>> {
+        let Source { file, env, flags, .. } = &self.source;
+        let loaded = config::load(file.as_deref(), env, flags).map_err(told)?;
+        if !loaded.may_serve() {
+            return Err(told(loaded.unsupported));
+        }
+        let new = Arc::new(loaded.config);
+        let old = self.shared.config.load_full();
+        let changes = config::diff(&old, &new)
+            .map_err(|fields| vec![format!("a change of {} needs a restart", fields.join(", "))])?;
+        let shared = &self.shared;
+        shared.fleet.apply(&new);
+        shared.limit.set(new.limits.connections);
+        shared.memory.set_limit(new.limits.body_memory);
+        shared.config.store(Arc::clone(&new));
+        self.configs.send_replace(new);
+        Ok(Applied { changes: names(&changes), files: loaded.watch })
+    }
+}
+
+fn told(problems: Vec<Problem>) -> Vec<String> {
+    problems.iter().filter(|problem| problem.is_error()).map(Problem::to_string).collect()
+}
+
+fn names(changes: &config::Changes) -> Vec<String> {
+    let all = [
+        ("backends", changes.backends),
+        ("routing", changes.routing),
+        ("log", changes.log),
+        ("access", changes.access),
+        ("other", changes.other),
+    ];
+    all.iter().filter(|(_, changed)| *changed).map(|(name, _)| (*name).to_owned()).collect()
+}
+
+/// What the admin plane reads and sets off.
+pub(super) fn admin(shared: &Arc<Shared>, stop: &Stop, address: Option<SocketAddr>) -> Admin {
+    add_checks(shared);
+    let (rules, shown, status) = (Arc::clone(&shared.config), Arc::clone(&shared.config), shared.reload.clone());
+    let stop = stop.clone();
+    Admin::new(Pieces {
+        fleet: Arc::clone(&shared.fleet),
+        registry: shared.registry.clone(),
+        readiness: shared.readiness.clone(),
+        drain: shared.drain.clone(),
+        rules: Box::new(move || {
+            let admin = &rules.load().admin;
+            Rules { token: admin.token.clone(), shared: admin.at == AdminAt::Same, address }
+        }),
+        config: Box::new(move || json!({"config": shown.load().view(), "reload": status.get()})),
+        terminate: Box::new(move || stop.terminate()),
+    })
+}
+
+fn add_checks(shared: &Shared) {
+    let (drain, fleet, status) = (shared.drain.clone(), Arc::clone(&shared.fleet), shared.reload.clone());
+    shared.readiness.check("draining", move || match drain.phase() {
+        Phase::Serving => Ok(String::new()),
+        _ => Err("draining: this gateway is shutting down".into()),
+    });
+    shared.readiness.check("backends", move || {
+        let snapshot = fleet.snapshot();
+        let usable = snapshot.backends.iter().filter(|backend| backend.is_usable()).count();
+        let said = format!("{usable} of {} may get calls", snapshot.backends.len());
+        if snapshot.may_serve() { Ok(said) } else { Err(said) }
+    });
+    // A refused reload leaves the old configuration at work: worth a look, no reason to take traffic away.
+    shared.readiness.check("config", move || match status.get().problems.first() {
+        None => Ok(String::new()),
+        Some(problem) => Ok(format!("the newest reload was refused: {problem}")),
+    });
+}
+
+/// Serves the admin plane's own address.
+async fn serve_admin(shared: Arc<Shared>, socket: Socket, ticker: Ticker, drain: Drain) {
+    let limits = shared.config.load().limits;
+    let limit = Limit::new(ADMIN_CONNECTIONS);
+    let settings = Rc::new(listener::Settings::new(&limits, limit, shared.admin_tls.clone()));
+    let served = listener::serve(socket, settings, ticker, drain, Stats::noop(), move |_| AdminService(Arc::clone(&shared)));
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the admin plane cannot be served");
+    }
+}
+
+struct AdminService(Arc<Shared>);
+
+impl hyper::service::Service<http::Request<Upload>> for AdminService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: http::Request<Upload>) -> Answering {
+        let (head, _) = request.into_parts();
+        let response = self.0.admin(&head, head.uri.path());
+        Box::pin(async move { Ok(response) })
+    }
+}
+
+/// Certificates are read again when their files change.
+async fn watch_certificates(shared: Arc<Shared>) {
+    let planes = [("data", &shared.tls), ("admin", &shared.admin_tls)];
+    loop {
+        sleep(CERTIFICATES_EVERY).await;
+        for (plane, tls) in &planes {
+            match tls.as_ref().map(|tls| tls.check()) {
+                Some(Checked::Reloaded) => tracing::info!(plane, "new certificates are in use"),
+                Some(Checked::Failed(error)) => {
+                    tracing::error!(plane, %error, "the certificates that changed cannot be used; the old ones stay");
+                }
+                Some(Checked::Unchanged) | None => {}
             }
         }
-        end(&self.drain, &mut self.orders, config.drain.delay, config.drain.grace).await;
-        let _ = admin;
-        Ok(())
     }
 }
 
@@ -100,27 +287,27 @@ async fn again(orders: &mut mpsc::Receiver<Signal>) {
     pending().await
 }
 
-/// Probes backends, and reads their lists when a call asks for it. A new `health` section starts anew.
-async fn probe(
-    shared: Arc<Shared>,
-    ticker: Ticker,
-    mut refreshes: mpsc::Receiver<Refresh>,
-    mut configs: watch::Receiver<Arc<Config>>,
-) {
-    let config = Arc::clone(&configs.borrow_and_update());
-    let settings = client::Settings::new(config.health.timeout, config.limits.header_bytes);
-    let asker = Asker::new(Client::new(settings, ticker, Resolver::system(), Counters::noop()));
-    let ask = async move |question| asker.ask(question).await;
-    let Some(prober) = Prober::new(Arc::clone(&shared.fleet), config.health.clone(), config.profile, ENGINES, ask)
-    else {
-        return;
-    };
+/// Probes backends, and reads their lists when a call asks for it.
+async fn probe<P>(prober: Rc<Prober<P>>, refreshes: Rc<Mutex<mpsc::Receiver<Refresh>>>)
+where
+    P: AsyncFn(Ask) -> Result<control::Answer, control::Fault> + 'static,
+{
     let refresher = prober.refresher();
+    let mut refreshes = refreshes.lock().await;
     tokio::join!(prober.run(), async {
         while let Some(refresh) = refreshes.recv().await {
             spawn(answer(refresher.clone(), refresh));
         }
     });
+}
+
+fn prober(
+    shared: &Shared,
+    config: &Config,
+    asker: Asker,
+) -> Option<Prober<impl AsyncFn(Ask) -> Result<control::Answer, control::Fault> + 'static>> {
+    let ask = async move |question| asker.ask(question).await;
+    Prober::new(Arc::clone(&shared.fleet), config.health.clone(), config.profile, ENGINES, ask)
 }
 
 async fn answer(refresher: Refresher, refresh: Refresh) {

@@ -7,7 +7,6 @@ use super::{
     probe::{Asker, ENGINES},
 };
 use crate::{
-    client::{self, Client, Counters, Resolver},
     config::Config,
     control::live::{Finding, check},
     runtime::ticker::Ticker,
@@ -21,8 +20,7 @@ pub fn live(config: &Config) -> Result<Vec<Finding>, AppError> {
     let runtime =
         Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).map_err(AppError::Runtime)?;
     Ok(runtime.block_on(async {
-        let settings = client::Settings::new(config.health.timeout, config.limits.header_bytes);
-        let asker = Asker::new(Client::new(settings, Ticker::default(), Resolver::system(), Counters::noop()));
+        let asker = Asker::of(config, Ticker::default());
         check(config, &ENGINES, &async |question| asker.ask(question).await).await
     }))
 }

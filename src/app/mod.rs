@@ -4,17 +4,21 @@
 //! [`Shared`]: the fleet, the registry of metrics, the drain, and the configuration in force.
 
 mod control;
+mod gauges;
 mod live;
 mod probe;
 mod worker;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, thread};
+use std::{io, net::SocketAddr, path::PathBuf, sync::{Arc, OnceLock}, thread};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
+    admin::Admin,
+    body::Body,
     config::{self, AdminAt, Config, Env, Flags},
+    control::reload::ReloadStatus,
     fleet::{Fleet, response_ids::ResponseIds},
     listener::{self, BindError, Limit, Socket, tls},
     proxy::{
@@ -23,6 +27,7 @@ use crate::{
     },
     runtime::{
         drain::{Drain, DrainHandle},
+        readiness::Readiness,
         signal::{Signal, Signals},
     },
     telemetry::{Outlet, access, metrics::Registry},
@@ -71,7 +76,7 @@ struct Shared {
     /// Where access lines go; `None` = nobody wants them.
     access: Option<Outlet>,
     drain: Drain,
-    config: ArcSwap<Config>,
+    config: Arc<ArcSwap<Config>>,
     limit: Limit,
     memory: Memory,
     response_ids: ResponseIds,
@@ -84,6 +89,15 @@ struct Shared {
     seed: u64,
     tls: Option<Arc<tls::Reloading>>,
     admin_tls: Option<Arc<tls::Reloading>>,
+    readiness: Readiness,
+    reload: ReloadStatus,
+    admin: OnceLock<Admin>,
+}
+
+impl Shared {
+    fn admin(&self, head: &http::request::Parts, path: &str) -> http::Response<Body> {
+        self.admin.get().map_or_else(|| http::Response::new(Body::empty()), |admin| admin.answer(head, path))
+    }
 }
 
 /// A model that is on nobody's list; answered once the lists are fresh.
@@ -145,20 +159,18 @@ impl App {
             seed,
             tls: reloading(&config.tls)?,
             admin_tls: reloading(&config.admin.tls)?,
-            config: ArcSwap::from_pointee(config.clone()),
+            config: Arc::new(ArcSwap::from_pointee(config.clone())),
+            readiness: Readiness::new(),
+            reload: ReloadStatus::default(),
+            admin: OnceLock::new(),
         };
+        let shared = Arc::new(shared);
+        gauges::collect(&shared);
+        let stop = Stop(orders_in);
+        // Set here and nowhere else.
+        let _ = shared.admin.set(control::admin(&shared, &stop, admin.as_ref().and_then(Socket::address)));
         let (configs, _) = watch::channel(Arc::new(config));
-        Ok(Self {
-            shared: Arc::new(shared),
-            configs,
-            drain,
-            sockets,
-            admin,
-            orders,
-            refreshes,
-            stop: Stop(orders_in),
-            options,
-        })
+        Ok(Self { shared, configs, drain, sockets, admin, orders, refreshes, stop, options })
     }
 
     /// The data plane's address; `None` for a unix socket.

@@ -5,10 +5,11 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 use http::{HeaderMap, HeaderValue, header, uri::PathAndQuery};
 
 use crate::{
-    client::{Client, Failure, Stage, Target},
-    config::{Backend, BackendUrl, ClientTls},
+    client::{self, Client, Counters, Failure, Resolver, Stage, Target},
+    config::{Backend, BackendUrl, ClientTls, Config},
     control::{Answer, Ask, Engines, Fault},
     protocol::engine::{self, Engine},
+    runtime::ticker::Ticker,
 };
 
 /// A model list is at most this large.
@@ -22,7 +23,13 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    pub(super) fn new(client: Client) -> Self {
+    /// With a client as the configuration wants it.
+    pub(super) fn of(config: &Config, ticker: Ticker) -> Self {
+        let settings = client::Settings::new(config.health.timeout, config.limits.header_bytes);
+        Self::new(Client::new(settings, ticker, Resolver::system(), Counters::noop()))
+    }
+
+    fn new(client: Client) -> Self {
         Self { client, targets: Rc::default() }
     }
 

@@ -10,9 +10,10 @@ use tokio::{
 
 use super::{Refresh, Shared};
 use crate::{
+    admin,
     body::Upload,
     client::{self, Client, Counters, Resolver},
-    config::Config,
+    config::{AdminAt, Config},
     listener::{self, Answering, Peer, Socket, Stats},
     proxy::{
         EdgeService, Inbound,
@@ -213,6 +214,14 @@ impl Service<http::Request<Upload>> for Connection {
     type Future = Answering;
 
     fn call(&self, request: http::Request<Upload>) -> Answering {
+        if self.worker.config.borrow().admin.at == AdminAt::Same
+            && let Some(path) = request.uri().path().strip_prefix(admin::PREFIX)
+        {
+            let path = path.to_owned();
+            let (head, _) = request.into_parts();
+            let response = self.worker.shared.admin(&head, &path);
+            return Box::pin(async move { Ok(response) });
+        }
         let inbound = Inbound { request, peer: Rc::clone(&self.peer), forwarded: Rc::clone(&self.forwarded) };
         self.worker.edge.borrow().answer(inbound)
     }

@@ -9,6 +9,7 @@
 
 pub mod health;
 pub mod live;
+pub mod reload;
 
 use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration};
 

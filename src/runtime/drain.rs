@@ -105,3 +105,71 @@ impl Drop for Guard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn phases_only_move_on_and_waiters_see_later_ones() {
+        let (handle, mut drain) = DrainHandle::new();
+        assert_eq!(drain.phase(), Phase::Serving);
+        let act = async {
+            sleep(Duration::from_secs(5)).await;
+            handle.set(Phase::Delaying);
+            sleep(Duration::from_secs(5)).await;
+            // Draining is skipped: who waits for it is woken all the same.
+            handle.set(Phase::Ending);
+            handle.set(Phase::Serving);
+        };
+        let begin = Instant::now();
+        let wait = async {
+            drain.reached(Phase::Delaying).await;
+            let delaying = begin.elapsed();
+            drain.reached(Phase::Draining).await;
+            (delaying.as_secs(), begin.elapsed().as_secs())
+        };
+        let (seen, ()) = tokio::join!(wait, act);
+        assert_eq!(seen, (5, 10));
+        assert_eq!(drain.phase(), Phase::Ending);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dry_waits_for_the_last_guard() {
+        let (handle, drain) = DrainHandle::new();
+        handle.dry().await;
+        let (one, two) = (drain.guard(), drain.clone().guard());
+        assert_eq!(handle.tasks_left(), 2);
+        let begin = Instant::now();
+        let act = async {
+            sleep(Duration::from_secs(1)).await;
+            drop(one);
+            sleep(Duration::from_secs(1)).await;
+            drop(two);
+        };
+        let wait = async {
+            handle.dry().await;
+            begin.elapsed().as_secs()
+        };
+        let (seen, ()) = tokio::join!(wait, act);
+        assert_eq!((seen, handle.tasks_left()), (2, 0));
+    }
+
+    #[tokio::test]
+    async fn a_handle_that_is_gone_lets_everybody_end() {
+        let (handle, mut drain) = DrainHandle::new();
+        drop(handle);
+        drain.reached(Phase::Ending).await;
+    }
+
+    #[test]
+    fn guards_go_to_other_threads() {
+        fn both<T: Send + Sync>() {}
+        both::<Guard>();
+        both::<Drain>();
+    }
+}

@@ -3,5 +3,8 @@
 pub mod drain;
 pub mod io;
 pub mod pace;
+pub mod readiness;
 pub mod signal;
+pub mod stamp;
+pub mod supervisor;
 pub mod ticker;

@@ -1,0 +1,63 @@
+//! Values that are computed when somebody scrapes: the fleet, the queue, memory, certificates.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::UNIX_EPOCH,
+};
+
+use super::Shared;
+use crate::{
+    fleet::State,
+    listener::tls::Reloading,
+    telemetry::{
+        Outlet,
+        metrics::{Name, Sink},
+    },
+};
+
+const STATES: [State; 4] = [State::Unknown, State::Healthy, State::Unhealthy, State::Draining];
+
+/// Has them computed at every scrape. Holds `shared` weakly: the registry is a part of it.
+pub(super) fn collect(shared: &Arc<Shared>) {
+    let weak = Arc::downgrade(shared);
+    shared.registry.collector(move |sink| {
+        if let Some(shared) = weak.upgrade() {
+            process(&shared, sink);
+            fleet(&shared, sink);
+        }
+    });
+}
+
+fn process(shared: &Shared, sink: &mut Sink) {
+    sink.set(Name::BuildInfo, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    sink.set(Name::QueueLength, &[], shared.queue.len() as f64);
+    sink.set(Name::BodyMemory, &[], shared.memory.used() as f64);
+    let dropped = shared.access.as_ref().map_or(0, Outlet::dropped);
+    sink.set(Name::LogDropped, &[("log", "access")], dropped as f64);
+    for (plane, tls) in [("data", &shared.tls), ("admin", &shared.admin_tls)] {
+        if let Some(ends) = tls.as_ref().and_then(|tls: &Arc<Reloading>| tls.expires()) {
+            let since = ends.duration_since(UNIX_EPOCH).unwrap_or_default();
+            sink.set(Name::CertificateExpiry, &[("plane", plane)], since.as_secs_f64());
+        }
+    }
+}
+
+fn fleet(shared: &Shared, sink: &mut Sink) {
+    for backend in &shared.fleet.snapshot().backends {
+        let name = ("backend", &**backend.name());
+        let now = backend.health().state;
+        for state in STATES {
+            sink.set(Name::BackendState, &[name, ("state", state.name())], f64::from(u8::from(state == now)));
+        }
+        sink.set(Name::BackendInFlight, &[name], f64::from(backend.load().in_flight()));
+        let totals = backend.totals();
+        let count = |counter: &AtomicU64| counter.load(Relaxed) as f64;
+        let outcomes = [("answered", &totals.answered), ("failed", &totals.failed), ("full", &totals.full)];
+        for (outcome, counter) in outcomes {
+            sink.set(Name::BackendRequests, &[name, ("outcome", outcome)], count(counter));
+        }
+    }
+}
