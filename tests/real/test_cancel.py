@@ -35,7 +35,7 @@ def test_in_the_middle_of_a_stream(engines, gateway, idle):
 
 def test_before_the_first_byte(engines, gateway, idle):
     """The prompt takes seconds to read in; the client leaves during that."""
-    body = {**LONG, "prompt": "word " * 1200, "stream": True}
+    body = {**LONG, "prompt": "word " * 800, "stream": True}
     with httpx.Client(timeout=60) as client:
         with pytest.raises(httpx.ReadTimeout):
             client.post(f"{gateway.url}/v1/completions", json=body, timeout=httpx.Timeout(60, read=0.5))

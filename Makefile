@@ -1,0 +1,48 @@
+# The habits of this project. `make` lists them.
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PYTEST := $(TARGET)/venv/bin/python -m pytest
+# Seconds each fuzz target runs in `make fuzz`.
+FUZZ_SECONDS ?= 60
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-rust test-real setup lint fmt docs bench fuzz
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## a gateway in front of two simulated spot backends and an on-demand one; one of them is killed every 20 s
+	$(CARGO) run --release --locked -- demo
+
+test: setup test-rust test-real ## everything: unit, stage, whole-process, and real engines and clients
+
+setup: ## what the tests need: curl, Node.js, a Python environment under target/ (quick when it is there)
+	@tests/real/setup.sh test
+
+test-rust: ## the Rust tests alone: no setup needed
+	$(CARGO) test --locked
+
+test-real: setup ## two llama.cpp replicas and real client libraries through the release binary
+	$(CARGO) build --release --locked
+	$(PYTEST) -c tests/real/pytest.ini tests/real
+
+lint: ## formatting, clippy, documentation links: warnings are errors
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+
+fmt: ## format the sources
+	$(CARGO) fmt
+
+docs: ## the API documentation, in a browser
+	$(CARGO) doc --locked --no-deps --open
+
+bench: ## CPU time per request against Debian's nginx, on this machine, in one run
+	@tests/real/setup.sh bench
+	$(CARGO) build --release --locked
+	python3 benches/overhead.py --bin $(TARGET)/release/sluicegate
+
+fuzz: ## every fuzz target for FUZZ_SECONDS (60), from the committed seeds
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
+	@tests/fuzz/smoke.sh $(FUZZ_SECONDS)
