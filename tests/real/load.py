@@ -14,7 +14,7 @@ class Ending:
     """How one request ended, as its client saw it.
 
     kind: `whole`: all of the answer · `refused`: an error, or nothing, before any byte of the answer · `cut`: some of the
-    answer, then an error event, no `[DONE]` · `lied`: some of it and then a clean end, or an end without a word.
+    answer, then an error event, no `[DONE]` · `lied`: some of it and then an end, clean or not, without a word.
     """
 
     kind: str

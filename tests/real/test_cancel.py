@@ -41,16 +41,3 @@ def test_before_the_first_byte(engines, gateway, idle):
             client.post(f"{gateway.url}/v1/completions", json=body, timeout=httpx.Timeout(60, read=0.5))
     wait_for(lambda: all_idle(engines), "the prompt's slot is free after the client left")
     assert tokens_made(engines) - idle < LONG["max_tokens"] / 2
-
-
-def test_an_http_2_stream_alone_is_cancelled(engines, gateway, idle):
-    """One stream of a connection is reset; another on the same connection goes on to its end."""
-    short = {"model": MODEL, "prompt": "One, two,", "temperature": 0, "max_tokens": 3}
-    with httpx.Client(http1=False, http2=True, timeout=60) as client:
-        body = {**LONG, "prompt": "Count: 1, 2, 3,", "stream": True}
-        with client.stream("POST", f"{gateway.url}/v1/completions", json=body) as answer:
-            next(answer.iter_lines())
-            assert client.post(f"{gateway.url}/v1/completions", json=short).status_code == 200
-        wait_for(lambda: all_idle(engines), "the reset stream's slot is free")
-        assert client.post(f"{gateway.url}/v1/completions", json=short).status_code == 200
-    assert tokens_made(engines) - idle < LONG["max_tokens"] / 2

@@ -55,7 +55,7 @@ def judge(load: Load, most_cut: int) -> None:
     """No request without bytes sent failed; no more streams were cut than the harmed replica can have had open."""
     count = load.count()
     print(f"\n{dict(count)}")
-    assert load.bad() == []
+    assert load.bad() == [], "\n" + "\n".join(map(str, load.bad()))
     assert count["cut"] <= most_cut, count
     assert count["whole"] > 0
 
