@@ -22,7 +22,8 @@ use crate::{
     fleet::{Fleet, response_ids::ResponseIds},
     listener::{self, BindError, Limit, Socket, tls},
     proxy::{
-        normalize::{headers::Via, payload::Memory},
+        headers::Via,
+        memory::Memory,
         route,
     },
     runtime::{

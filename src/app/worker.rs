@@ -18,7 +18,8 @@ use crate::{
     proxy::{
         EdgeService, Inbound,
         local::Local,
-        normalize::{Settings, headers::Forwarded},
+        headers::Forwarded,
+        normalize::Settings,
         observe::{Ids, Metrics, Observe},
         route,
         stack::{self, Pieces},

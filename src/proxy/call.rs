@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, uri::PathAndQuery};
 use http_body::Body as _;
 use tokio::time::Instant;
 
-use super::{normalize::payload::Reservation, record::Record};
+use super::{memory::Reservation, record::Record};
 use crate::{body::Body, protocol::endpoint::Endpoint};
 
 /// A normalised request. Made once by `normalize`, shared (not copied) by the attempts that `route` makes of it.

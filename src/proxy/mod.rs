@@ -12,7 +12,9 @@
 
 pub mod attempt;
 pub mod call;
+pub mod headers;
 pub mod local;
+pub mod memory;
 pub mod normalize;
 pub mod observe;
 pub mod record;
@@ -42,14 +44,14 @@ pub struct Inbound {
     pub request: http::Request<Upload>,
     pub peer: Rc<Peer>,
     /// What this connection adds to its requests.
-    pub forwarded: Rc<normalize::headers::Forwarded>,
+    pub forwarded: Rc<headers::Forwarded>,
 }
 
 /// A request whose story has begun.
 #[derive(Debug)]
 pub struct Arrival {
     pub request: http::Request<Upload>,
-    pub forwarded: Rc<normalize::headers::Forwarded>,
+    pub forwarded: Rc<headers::Forwarded>,
     pub record: Rc<record::Record>,
 }
 

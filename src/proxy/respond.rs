@@ -347,12 +347,13 @@ fn proxy_status(error: &Error, row: &Row) -> Option<HeaderValue> {
     HeaderValue::try_from(value).ok()
 }
 
-/// Ends a failed stream honestly: an error event in the client's dialect, then the failure itself, which makes the
-/// listener cut the connection (HTTP/1.1) or reset the stream (HTTP/2). Never a clean end.
+/// Ends a failed body honestly: in a stream of events an error event in the client's dialect, then the failure itself,
+/// which makes the listener cut the connection (HTTP/1.1) or reset the stream (HTTP/2). Never a clean end.
 #[derive(Debug)]
 pub struct Honest {
     inner: Body,
-    dialect: Dialect,
+    /// How the event is told; `None` = this is no stream of events.
+    dialect: Option<Dialect>,
     request_id: HeaderValue,
     /// The last two bytes that went out: whether an event is open.
     tail: [u8; 2],
@@ -363,25 +364,23 @@ pub struct Honest {
 #[derive(Debug)]
 enum Failure {
     None,
-    /// The event was handed over and may still lie in the connection's buffer, which a failure would throw away.
+    /// What was handed over may still lie in the connection's buffer, which a failure would throw away.
     Told(Error),
     /// The connection had its turn to write.
     Sent(Error),
 }
 
 impl Honest {
-    /// Wraps `body`, whose content type is an event stream or NDJSON.
-    pub fn body(body: Body, record: &Record, ndjson: bool) -> Body {
-        let dialect = if ndjson { Dialect::Ollama } else { record.dialect };
-        let dialect = if !ndjson && dialect == Dialect::Ollama { Dialect::OpenAi } else { dialect };
+    /// Wraps `body`, whose events are told in `dialect`.
+    pub fn body(body: Body, record: &Record, dialect: Option<Dialect>) -> Body {
         Body::stream(Self { inner: body, dialect, request_id: record.id.clone(), tail: *b"\n\n", failure: Failure::None })
     }
 
-    fn event(&self, error: &Error) -> Bytes {
+    fn event(&self, dialect: Dialect, error: &Error) -> Bytes {
         let parts = parts(error, row_of(error.kind()), &self.request_id);
-        let event = error_event(self.dialect, &parts);
+        let event = error_event(dialect, &parts);
         // An event that was cut inside is closed first, else the client would read ours as its continuation.
-        let open: &[u8] = match (self.dialect, self.tail) {
+        let open: &[u8] = match (dialect, self.tail) {
             (Dialect::Ollama, [_, b'\n']) | (_, [b'\n', b'\n']) | (_, [b'\r', b'\r']) => b"",
             (Dialect::Ollama, _) => b"\n",
             _ => b"\n\n",
@@ -420,9 +419,12 @@ impl HttpBody for Honest {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                let event = self.event(&error);
+                let event = self.dialect.map(|dialect| self.event(dialect, &error));
                 self.failure = Failure::Told(error);
-                Poll::Ready(Some(Ok(Frame::data(event))))
+                match event {
+                    Some(event) => Poll::Ready(Some(Ok(Frame::data(event)))),
+                    None => self.poll_frame(cx),
+                }
             }
             other => other,
         }

@@ -19,7 +19,7 @@ fn the_shape_follows_the_path() {
     let json = anthropic.json();
     assert_eq!(
         (anthropic.status, &json["type"], &json["error"]["type"]),
-        (413, &"error".into(), &"invalid_request_error".into())
+        (413, &"error".into(), &"request_too_large".into())
     );
     let ollama = gate.post("/api/chat", &large);
     assert!(ollama.json()["error"].is_string(), "{}", ollama.text());

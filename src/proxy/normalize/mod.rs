@@ -6,8 +6,7 @@
 //!
 //! Acts on the request. When the client leaves: the read is dropped, and with it its memory.
 
-pub mod headers;
-pub mod payload;
+mod payload;
 
 use std::{borrow::Cow, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
@@ -16,10 +15,11 @@ use http::{HeaderMap, Method, Version, header, request::Parts};
 use tokio::time::Instant;
 use tower::{Service, service_fn};
 
-use self::{headers::Via, payload::Memory};
 use super::{
     Arrival, Response,
     call::{Call, Payload},
+    headers::{self, Via},
+    memory::Memory,
     record::Record,
 };
 use crate::{

@@ -4,12 +4,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -17,73 +12,12 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::{
     body::{Body, Upload, too_large},
-    error::{Error, Kind},
-    proxy::record::Record,
+    error::Error,
+    proxy::{
+        memory::{Memory, Reservation},
+        record::Record,
+    },
 };
-
-/// `limits.body_memory`: what all workers together hold of request bodies.
-#[derive(Clone, Debug)]
-pub struct Memory(Arc<Pool>);
-
-#[derive(Debug)]
-struct Pool {
-    used: AtomicUsize,
-    limit: AtomicUsize,
-}
-
-/// A share of [`Memory`], given back when dropped.
-#[derive(Debug)]
-pub struct Reservation {
-    memory: Memory,
-    bytes: usize,
-}
-
-impl Memory {
-    /// At most `limit` bytes.
-    pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Pool { used: AtomicUsize::new(0), limit: AtomicUsize::new(limit) }))
-    }
-
-    /// A reload may move the limit; what is held already stays.
-    pub fn set_limit(&self, limit: usize) {
-        self.0.limit.store(limit, Ordering::Relaxed);
-    }
-
-    /// Bytes held now.
-    pub fn used(&self) -> usize {
-        self.0.used.load(Ordering::Relaxed)
-    }
-
-    /// A share of nothing yet.
-    pub fn reserve(&self) -> Reservation {
-        Reservation { memory: self.clone(), bytes: 0 }
-    }
-}
-
-impl Reservation {
-    /// Makes the share `bytes` large.
-    fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        let more = bytes.saturating_sub(self.bytes);
-        let pool = &self.memory.0;
-        let limit = pool.limit.load(Ordering::Relaxed);
-        if pool.used.fetch_add(more, Ordering::Relaxed).saturating_add(more) > limit {
-            pool.used.fetch_sub(more, Ordering::Relaxed);
-            return Err(Error::new(
-                Kind::BodyMemory,
-                format!("request bodies hold all of limits.body_memory ({limit} bytes); try again, or raise it"),
-            )
-            .after(Duration::from_secs(1)));
-        }
-        self.bytes += more;
-        Ok(())
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.memory.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
 
 /// Reads all of `body`: at most `cap` bytes, its memory reserved before it is read where the length is announced.
 /// A body that came in one piece is not copied. Trailers are dropped: a whole body is framed by its length.
@@ -166,24 +100,5 @@ impl HttpBody for Capped {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_bounded_and_given_back() {
-        let memory = Memory::new(100);
-        let mut a = memory.reserve();
-        a.grow(60).unwrap();
-        a.grow(40).unwrap();
-        let mut b = memory.reserve();
-        assert_eq!(b.grow(41).unwrap_err().kind(), Kind::BodyMemory);
-        b.grow(40).unwrap();
-        assert_eq!(memory.used(), 100);
-        drop((a, b));
-        assert_eq!(memory.used(), 0);
     }
 }

@@ -12,6 +12,7 @@ use std::{cell::RefCell, convert::Infallible, io::Write as _, rc::Rc, time::Syst
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
+use http_body::Body as _;
 use tokio::time::Instant;
 use tower::{Service, service_fn};
 
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     body::{End, Tail},
     error::{Error, Kind},
-    protocol::endpoint::Endpoint,
+    protocol::endpoint::{Dialect, Endpoint},
     telemetry::access::AccessLog,
 };
 
@@ -214,20 +215,22 @@ impl Story {
     }
 }
 
-/// Streams of events end honestly.
+/// What comes in pieces ends honestly.
 fn honest(response: Response, record: &Record) -> Response {
-    if response.body().as_whole().is_some() {
+    if response.body().as_whole().is_some() || response.body().is_end_stream() {
         return response;
     }
-    let content_type = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-    let essence = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-    let ndjson = essence.eq_ignore_ascii_case(b"application/x-ndjson");
-    if (!ndjson && !essence.eq_ignore_ascii_case(b"text/event-stream"))
-        || response.headers().contains_key(header::CONTENT_ENCODING)
-    {
-        return response;
-    }
-    response.map(|body| Honest::body(body, record, ndjson))
+    let field = |name| response.headers().get(name).map_or(&b""[..], |value: &HeaderValue| value.as_bytes());
+    let essence = field(header::CONTENT_TYPE).split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+    let readable = field(header::CONTENT_ENCODING).is_empty();
+    let dialect = if readable && essence.eq_ignore_ascii_case(b"application/x-ndjson") {
+        Some(Dialect::Ollama)
+    } else if readable && essence.eq_ignore_ascii_case(b"text/event-stream") {
+        Some(if record.dialect == Dialect::Ollama { Dialect::OpenAi } else { record.dialect })
+    } else {
+        None
+    };
+    response.map(|body| Honest::body(body, record, dialect))
 }
 
 impl Tail for Story {

@@ -53,27 +53,18 @@ pub(super) fn guard(
     seen: Seen,
 ) -> Response {
     let (mut head, body) = response.into_parts();
-    if let Some(whole) = body.as_whole() {
+    let plain = !head.headers.contains_key(header::CONTENT_ENCODING);
+    let good = plain && head.status == StatusCode::OK;
+    let content_type = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let framing = Framing::of(content_type).filter(|_| plain);
+    if body.is_end_stream() || framing.is_none() && body.as_whole().is_some() {
         if !seen.told {
             backend.report(Outcome::Answered { ttft: None });
         }
-        let body = finished(whole, &head, &stage, &call, &backend);
-        if body.len() != whole.len() {
-            head.headers.remove(header::CONTENT_LENGTH);
-        }
-        return Response::from_parts(head, Body::whole(body));
-    }
-    if body.is_end_stream() {
-        if !seen.told {
-            backend.report(Outcome::Answered { ttft: None });
-        }
+        let body = if good { finished(&mut head, body, &stage, &call, &backend) } else { at_once(body, &call) };
         return Response::from_parts(head, body);
     }
-    let content_type = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-    let plain = !head.headers.contains_key(header::CONTENT_ENCODING);
-    let framing = Framing::of(content_type).filter(|_| plain);
     let metered = framing.is_some() && head.status == StatusCode::OK;
-    let good = plain && head.status == StatusCode::OK;
     let renamed = good && call.alias.is_some();
     if renamed {
         head.headers.remove(header::CONTENT_LENGTH);
@@ -83,7 +74,6 @@ pub(super) fn guard(
         None if good && call.endpoint != Endpoint::Passthrough => Gather::Beside(Vec::new()),
         _ => Gather::Nothing,
     };
-    watch.silence.heard(stage.timeouts.between_bytes);
     let dialect = match (framing, call.record.dialect) {
         (Some(Framing::Ndjson), _) => Dialect::Ollama,
         (_, Dialect::Ollama) => Dialect::OpenAi,
@@ -140,17 +130,32 @@ impl Gather {
     }
 }
 
-/// A whole answer: tokens, finish, id, name.
-fn finished(whole: &Bytes, head: &http::response::Parts, stage: &Upstream, call: &Call, backend: &Backend) -> Bytes {
-    let record = &call.record;
-    let now = record.head.get();
-    record.first_byte.set(now);
-    record.last_byte.set(now);
-    if head.status != StatusCode::OK || head.headers.contains_key(header::CONTENT_ENCODING) {
-        return whole.clone();
-    }
+/// A whole plain answer: tokens, finish, id, name.
+fn finished(
+    head: &mut http::response::Parts,
+    body: Body,
+    stage: &Upstream,
+    call: &Call,
+    backend: &Backend,
+) -> Body {
+    let body = at_once(body, call);
+    let Some(whole) = body.as_whole() else { return body };
     account(whole, stage, call, backend);
-    renamed(whole, call).unwrap_or_else(|| whole.clone())
+    match renamed(whole, call) {
+        Some(renamed) => {
+            head.headers.remove(header::CONTENT_LENGTH);
+            Body::whole(renamed)
+        }
+        None => body,
+    }
+}
+
+/// Its first byte, and its last, came with the head.
+fn at_once(body: Body, call: &Call) -> Body {
+    let now = call.record.head.get();
+    call.record.first_byte.set(now);
+    call.record.last_byte.set(now);
+    body
 }
 
 /// Reads tokens and finish off a complete plain answer.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tower::{Service, service_fn};
 
 use self::timeout::{Over, Silence};
-use super::{Response, attempt::Attempt, call::Call, normalize::headers::strip_response};
+use super::{Response, attempt::Attempt, call::Call, headers::strip_response};
 use crate::{
     client::{Client, Failure, Head, Stage, Target},
     config::Timeouts,

@@ -9,7 +9,7 @@ use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use crate::{
     client::Upgraded,
     fleet::Permit,
-    proxy::{Response, call::Call, normalize::headers::strip_response},
+    proxy::{Response, call::Call, headers::strip_response},
     runtime::io::Duplex,
 };
 

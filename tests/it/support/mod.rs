@@ -159,10 +159,18 @@ impl Exchange {
 
     /// Reads until `text` came; gives all that came so far.
     pub fn until(&mut self, text: &str) -> String {
-        while memchr::memmem::find(&self.read, text.as_bytes()).is_none() {
-            assert!(self.more(), "the end came before {text:?}: {}", String::from_utf8_lossy(&self.read));
+        self.until_it(|read| read.contains(text))
+    }
+
+    /// Reads until what came is as `wanted`.
+    pub fn until_it(&mut self, wanted: impl Fn(&str) -> bool) -> String {
+        loop {
+            let read = String::from_utf8_lossy(&self.read).into_owned();
+            if wanted(&read) {
+                return read;
+            }
+            assert!(self.more(), "the end came too early: {read}");
         }
-        String::from_utf8_lossy(&self.read).into_owned()
     }
 
     fn more(&mut self) -> bool {

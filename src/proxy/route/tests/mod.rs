@@ -22,7 +22,7 @@ use crate::{
         testing::{backend, config, limited},
     },
     listener::Peer,
-    proxy::{call::Payload, normalize::payload::Memory, record::Record},
+    proxy::{call::Payload, memory::Memory, record::Record},
 };
 
 mod choice;
