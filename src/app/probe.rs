@@ -15,11 +15,13 @@ use crate::{
 /// A model list is at most this large.
 const LARGEST: usize = 4 << 20;
 
+type Targets = HashMap<(BackendUrl, ClientTls), Arc<Target>>;
+
 /// Sends [`Ask`]s. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Asker {
     client: Client,
-    targets: Rc<RefCell<HashMap<(BackendUrl, ClientTls), Arc<Target>>>>,
+    targets: Rc<RefCell<Targets>>,
 }
 
 impl Asker {

@@ -15,6 +15,9 @@ use crate::config::{self, Env, Flags, Format, Loaded, Problem};
 
 pub mod check;
 pub mod demo;
+pub mod drain;
+pub mod healthcheck;
+mod remote;
 pub mod schema;
 pub mod serve;
 pub mod sim;
@@ -48,6 +51,10 @@ enum Command {
     Serve(serve::Args),
     /// Checks a configuration: every problem at once, each with its line
     Check(check::Args),
+    /// Drains a running gateway and returns when it has ended
+    Drain(drain::Args),
+    /// Asks a running gateway whether it is ready
+    Healthcheck(healthcheck::Args),
     /// Prints the JSON Schema of the configuration
     Schema(schema::Args),
     /// Shows the gateway at work: simulated backends that are taken away, and clients that do not notice
@@ -112,6 +119,8 @@ pub fn main() -> ExitCode {
         Ok(cli) => match cli.command {
             Command::Serve(args) => serve::run(&args),
             Command::Check(args) => check::run(&args),
+            Command::Drain(args) => drain::run(&args),
+            Command::Healthcheck(args) => healthcheck::run(&args),
             Command::Schema(args) => schema::run(&args),
             Command::Demo(args) => demo::start(args),
             Command::Sim(args) => sim::run(args),

@@ -40,9 +40,9 @@ where
         let (stage, mut inner) = (Rc::clone(&stage), inner.clone());
         async move {
             match call.endpoint {
-                Endpoint::Models | Endpoint::Model => match stage.answer(call) {
+                Endpoint::Models | Endpoint::Model => match stage.answer(Box::new(call)) {
                     Ok(answer) => Ok(answer),
-                    Err(call) => inner.call(call).await,
+                    Err(call) => inner.call(*call).await,
                 },
                 _ => inner.call(call).await,
             }
@@ -52,7 +52,7 @@ where
 
 impl Local {
     /// The answer, or the call back: an id that is on no list is looked for as any unknown model is.
-    fn answer(&self, mut call: Call) -> Result<Response, Call> {
+    fn answer(&self, mut call: Box<Call>) -> Result<Response, Box<Call>> {
         let models = self.models();
         if call.endpoint == Endpoint::Models && !models.is_empty() {
             return Ok(listed(&models));

@@ -54,3 +54,34 @@ fn every_kind_of_error_has_its_row() {
         assert_eq!(sluicegate::proxy::respond::row_of(row.kind).code, row.code);
     }
 }
+
+const METRICS: &str = "\
+# Metrics
+
+`GET /metrics` on the admin address, Prometheus' text format. Every series without labels is there from the start, and
+those of known endpoints, codes, backends and states too. Label values are bounded: models that no backend lists, and
+all above 1,000 series of one name, are counted as `other`.
+
+";
+
+#[test]
+fn metrics_are_documented() {
+    use sluicegate::telemetry::metrics::{Kind, Name};
+    let mut text = METRICS.to_owned() + "| metric | type | labels | meaning |\n|---|---|---|---|\n";
+    for name in Name::ALL {
+        let spec = name.spec();
+        let kind = match spec.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram(_) => "histogram",
+        };
+        let labels: Vec<_> = spec.labels.iter().map(|label| format!("`{label}`")).collect();
+        text += &format!("| `{}` | {kind} | {} | {} |\n", spec.name, labels.join(", "), spec.help);
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(path).unwrap();
+    assert!(written == text, "docs/metrics.md is not the table of src/telemetry/metrics/name.rs; UPDATE=1 cargo test rewrites it");
+}

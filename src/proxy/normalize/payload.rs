@@ -24,7 +24,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Kind::PayloadTooLarge`], [`Kind::BodyMemory`], or what the client's side failed with.
-pub async fn read(body: Upload, cap: usize, memory: &Memory) -> Result<(Bytes, Reservation), Error> {
+pub(super) async fn read(body: Upload, cap: usize, memory: &Memory) -> Result<(Bytes, Reservation), Error> {
     let announced = announced(&body, cap)?;
     let mut share = memory.reserve();
     share.grow(announced.unwrap_or(0))?;
@@ -55,7 +55,7 @@ pub async fn read(body: Upload, cap: usize, memory: &Memory) -> Result<(Bytes, R
 ///
 /// # Errors
 /// [`Kind::PayloadTooLarge`] at once when more is announced.
-pub fn stream(body: Upload, cap: usize, record: Rc<Record>) -> Result<Body, Error> {
+pub(super) fn stream(body: Upload, cap: usize, record: Rc<Record>) -> Result<Body, Error> {
     announced(&body, cap)?;
     let body = Body::upload(body);
     Ok(if body.is_end_stream() { body } else { Body::stream(Capped { body, left: cap, cap, record }) })

@@ -49,7 +49,7 @@ pub(super) fn guard(
     call: Rc<Call>,
     backend: Arc<Backend>,
     permit: Permit,
-    mut watch: Watch,
+    watch: Watch,
     seen: Seen,
 ) -> Response {
     let (mut head, body) = response.into_parts();

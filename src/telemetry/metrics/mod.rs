@@ -227,7 +227,7 @@ fn values(name: Name, labels: &[(&'static str, &str)]) -> Values {
     spec.labels.iter().map(|label| Box::from(value(*label))).collect()
 }
 
-fn labels<'a>(name: Name, key: &'a Key) -> Vec<(&'static str, &'a str)> {
+fn labels(name: Name, key: &Key) -> Vec<(&'static str, &str)> {
     let spec = name.spec();
     let given = |label: &&'static str| {
         let found = key.labels().find(|given| given.key() == *label)?;

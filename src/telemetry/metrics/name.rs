@@ -69,7 +69,7 @@ macro_rules! names {
 
 names! {
     Requests = Kind::Counter, Count, "requests_total" ["endpoint", "code"]
-        "Requests answered, by endpoint and status; `000` when the client left before an answer.";
+        "Requests by endpoint and status; `499` when the client left before an answer, `other` for rare statuses.";
     RequestDuration = Kind::Histogram(DURATION), Seconds, "request_duration_seconds" ["endpoint"]
         "From the head of a request to the last byte of its answer.";
     Overhead = Kind::Histogram(OVERHEAD), Seconds, "overhead_seconds" []

@@ -32,14 +32,24 @@ impl Gateway {
 
     /// With `config`, whose listen addresses are set here.
     pub fn with_config(config: &str) -> Self {
-        let defaults = "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\n";
+        Self::run(&format!("admin: 127.0.0.1:0\n{config}"))
+    }
+
+    /// As [`Gateway::with_config`], with the admin plane where `config` says.
+    pub fn on_one_port(config: &str) -> Self {
+        Self::run(config)
+    }
+
+    fn run(config: &str) -> Self {
+        let defaults = "listen: 127.0.0.1:0\n";
         let workers = if config.contains("workers:") { "" } else { "workers: 2\n" };
         let log = if config.contains("log:") { "" } else { "log: {access: false, level: error}\n" };
         let text = format!("{defaults}{workers}{log}{config}");
         let loaded = from_text(&text, None, &Env::default(), &Flags::default())
             .unwrap_or_else(|problems| panic!("{problems:?}\n{text}"));
         let app = App::bind(loaded.config, Options::default()).expect("the gateway binds");
-        let (addr, admin, stop) = (app.listens_at().expect("TCP"), app.admin_at().expect("TCP"), app.stop());
+        let addr = app.listens_at().expect("TCP");
+        let (admin, stop) = (app.admin_at().unwrap_or(addr), app.stop());
         let thread = std::thread::spawn(move || app.run().map_err(|e| e.to_string()));
         Self { addr, admin, stop, thread: Some(thread) }
     }

@@ -1,0 +1,65 @@
+//! The admin plane beside a running data plane.
+
+use crate::support::{Exchange, Gateway, sim};
+
+#[test]
+fn probes_metrics_and_the_reason_why_a_backend_is_out() {
+    let (a, b) = (sim(|_| {}), sim(|_| {}));
+    let gate = Gateway::new(&[&a, &b], "").healthy();
+    assert_eq!(gate.admin("GET", "/livez").text(), "ok\n");
+    let ready = gate.admin("GET", "/readyz?verbose").text();
+    assert!(ready.contains("[+]draining ok") && ready.contains("[+]backends ok: 2 of 2 may get calls"), "{ready}");
+    b.kill();
+    let view = gate.until("/api/v1/backends", |text| text.contains("unhealthy"));
+    let view: serde_json::Value = serde_json::from_str(&view).unwrap();
+    let out = &view["backends"][1];
+    assert_eq!((&out["name"], &out["state"]), (&"b1".into(), &"unhealthy".into()));
+    assert!(out["reason"].as_str().unwrap().contains("refused"), "{out}");
+    let metrics = gate.admin("GET", "/metrics");
+    assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    assert_eq!(gate.metric("sluicegate_backend_state{backend=\"b1\",state=\"unhealthy\"}"), 1.0);
+    assert_eq!(gate.metric("sluicegate_requests_total{endpoint=\"chat\",code=\"200\"}"), 0.0);
+    assert!(metrics.text().contains("sluicegate_requests_total{endpoint=\"chat\",code=\"200\"} 0\n"));
+}
+
+#[test]
+fn a_backend_is_drained_and_put_back() {
+    let (a, b) = (sim(|_| {}), sim(|_| {}));
+    let gate = Gateway::new(&[&a, &b], "debug_headers: true\n").healthy();
+    assert_eq!(gate.admin("POST", "/api/v1/backends/b0/drain").json()["state"], "draining");
+    for _ in 0..8 {
+        assert_eq!(gate.request("POST", "/custom", &[], "x").header("x-sluicegate-backend"), Some("b1"));
+    }
+    assert_eq!(gate.admin("POST", "/api/v1/backends/b0/undrain").json()["state"], "healthy");
+    assert_eq!(gate.admin("POST", "/api/v1/backends/none/drain").status, 404);
+    assert_eq!(gate.admin("GET", "/api/v1/backends/b0/drain").header("allow"), Some("POST"));
+    assert_eq!(gate.admin("DELETE", "/api/v1/cache").code(), "not_in_this_version");
+}
+
+#[test]
+fn events_are_fed() {
+    let sim = sim(|_| {});
+    let gate = Gateway::new(&[&sim], "").healthy();
+    let mut feed = Exchange::raw(gate.admin, b"GET /api/v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    feed.until("\r\n\r\n");
+    gate.admin("POST", "/api/v1/backends/b0/drain");
+    let seen = feed.until("\"to\":\"draining\"");
+    assert!(seen.contains("event: state\ndata: {\"backend\":\"b0\""), "{seen}");
+}
+
+#[test]
+fn strangers_are_refused_and_a_token_opens() {
+    let sim = sim(|_| {});
+    let gate = Gateway::new(&[&sim], "").healthy();
+    let foreign = Exchange::raw(gate.admin, b"GET /metrics HTTP/1.1\r\nhost: evil.test\r\nconnection: close\r\n\r\n").finish();
+    assert_eq!((foreign.status, &*foreign.code()), (403, "foreign_host"));
+
+    let config = format!("admin: same\nadmin_token: s3cret\nbackends: [{{url: '{}'}}]\n", sim.url());
+    let gate = Gateway::on_one_port(&config);
+    let ask = |path: &str, headers: &[(&str, &str)]| gate.request("GET", path, headers, "");
+    assert_eq!(ask("/-/sluicegate/livez", &[]).status, 200);
+    assert_eq!(ask("/-/sluicegate/metrics", &[]).status, 401);
+    assert_eq!(ask("/-/sluicegate/metrics", &[("authorization", "Bearer s3cret")]).status, 200);
+    // The data plane does not know the admin plane's paths.
+    assert_ne!(ask("/metrics", &[]).text(), ask("/-/sluicegate/metrics", &[("authorization", "Bearer s3cret")]).text());
+}
