@@ -10,7 +10,7 @@ use std::{
 
 /// Which gateway, and how to get in.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Remote {
+pub(super) struct Remote {
     /// Address of its admin plane
     #[arg(long, env = "SLUICEGATE_ADMIN", default_value = "127.0.0.1:9090", value_name = "ADDRESS")]
     admin: String,

@@ -1,5 +1,6 @@
 //! Behaviour of the whole, one file each.
 
+#![expect(unreachable_pub, reason = "a test program has no outside; `pub` is what the kit offers to the files")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
 mod admin;
