@@ -28,18 +28,12 @@ struct Inner {
 pub enum Kind {
     /// The request is malformed or ambiguous.
     BadRequest,
-    /// The endpoint exists, the method does not.
-    MethodNotAllowed,
     /// The path is outside `routing.passthrough`.
     EndpointNotAllowed,
     /// The body is over `limits.request_body`.
     PayloadTooLarge,
-    /// The request's head is over `limits.header_bytes`.
-    HeaderTooLarge,
     /// The client sent its body too slowly or stopped.
     RequestTimeout,
-    /// A content coding of the request that is not understood.
-    UnsupportedCoding,
     /// No backend serves the model, and all lists are known.
     ModelNotFound,
     /// The response id was issued by no backend that is known.
@@ -74,8 +68,6 @@ pub enum Kind {
     StreamCut,
     /// `timeouts.total` ran out.
     DeadlineExceeded,
-    /// This gateway is shutting down.
-    Draining,
     /// The client left; nobody sees this answer.
     ClientGone,
     /// A fault of ours.
@@ -189,10 +181,10 @@ impl Kind {
     pub fn origin(self) -> Origin {
         use Kind::*;
         match self {
-            BadRequest | MethodNotAllowed | EndpointNotAllowed | PayloadTooLarge | HeaderTooLarge | RequestTimeout
-            | UnsupportedCoding | ModelNotFound | ResponseNotFound | UpgradeRequired | UpgradeRefused
+            BadRequest | EndpointNotAllowed | PayloadTooLarge | RequestTimeout
+            | ModelNotFound | ResponseNotFound | UpgradeRequired | UpgradeRefused
             | LoopDetected | ClientGone => Origin::Downstream,
-            QueueFull | QueueTimeout | BodyMemory | NoHealthyBackend | DeadlineExceeded | Draining | Internal => {
+            QueueFull | QueueTimeout | BodyMemory | NoHealthyBackend | DeadlineExceeded | Internal => {
                 Origin::Gateway
             }
             UpstreamConnect | UpstreamReset | UpstreamProtocol | UpstreamFailed | UpstreamTimeout | UpstreamSilent

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    AppError, Options, Refresh, Shared, Source, Stop,
+    AppError, Options, Refresh, Shared, Source, Stop, level,
     probe::{Asker, ENGINES},
 };
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
         supervisor::{OnFailure, Supervisor},
         ticker::Ticker,
     },
-    telemetry::metrics::Name,
+    telemetry::{logging::LevelHandle, metrics::Name},
 };
 
 /// How long workers may take to drop what they have once the grace is over.
@@ -104,7 +104,9 @@ impl Control {
         let asker = Asker::of(&configs.borrow(), ticker);
         let Some(prober) = prober(&shared, &configs.borrow(), asker) else { return };
         let prober = Rc::new(prober);
-        tasks.start("health", OnFailure::Restart, move || probe(Rc::clone(&prober), Rc::clone(&refreshes)));
+        tasks.start("health", OnFailure::Restart, move || {
+            probe(Rc::clone(&prober), Rc::clone(&refreshes), configs.clone())
+        });
 
         let certificates = Arc::clone(&self.shared);
         tasks.start("certificates", OnFailure::Restart, move || watch_certificates(Arc::clone(&certificates)));
@@ -115,7 +117,7 @@ impl Control {
             applied: table.counter(Name::Reloads, &[("result", "applied")]),
             refused: table.counter(Name::Reloads, &[("result", "refused")]),
         };
-        let applier = Rc::new(Applier { shared: Arc::clone(&self.shared), configs: self.configs.clone(), source });
+        let applier = Rc::new(Applier { shared: Arc::clone(&self.shared), configs: self.configs.clone(), source, log: self.options.log.clone() });
         let reloads = Rc::new(RefCell::new(Some(reloads)));
         tasks.start("reload", OnFailure::Restart, move || {
             // Started again after a failure it hears files only, not signals: those went with the first.
@@ -137,6 +139,7 @@ struct Applier {
     shared: Arc<Shared>,
     configs: watch::Sender<Arc<Config>>,
     source: Source,
+    log: Option<LevelHandle>,
 }
 
 impl Applier {
@@ -154,6 +157,9 @@ impl Applier {
         shared.fleet.apply(&new);
         shared.limit.set(new.limits.connections);
         shared.memory.set_limit(new.limits.body_memory);
+        if let Some(log) = &self.log {
+            log.set(level(new.log.level));
+        }
         shared.config.store(Arc::clone(&new));
         self.configs.send_replace(new);
         Ok(Applied { changes: names(&changes), files: loaded.watch })
@@ -288,17 +294,26 @@ async fn again(orders: &mut mpsc::Receiver<Signal>) {
 }
 
 /// Probes backends, and reads their lists when a call asks for it.
-async fn probe<P>(prober: Rc<Prober<P>>, refreshes: Rc<Mutex<mpsc::Receiver<Refresh>>>)
-where
+async fn probe<P>(
+    prober: Rc<Prober<P>>,
+    refreshes: Rc<Mutex<mpsc::Receiver<Refresh>>>,
+    mut configs: watch::Receiver<Arc<Config>>,
+) where
     P: AsyncFn(Ask) -> Result<control::Answer, control::Fault> + 'static,
 {
     let refresher = prober.refresher();
     let mut refreshes = refreshes.lock().await;
-    tokio::join!(prober.run(), async {
+    let refreshing = async {
         while let Some(refresh) = refreshes.recv().await {
             spawn(answer(refresher.clone(), refresh));
         }
-    });
+    };
+    let reconfigured = async {
+        while configs.changed().await.is_ok() {
+            prober.set_health(configs.borrow_and_update().health.clone());
+        }
+    };
+    tokio::join!(prober.run(), refreshing, reconfigured);
 }
 
 fn prober(

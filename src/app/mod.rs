@@ -13,11 +13,12 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::{Arc, OnceLock}, thread};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::{
     admin::Admin,
     body::Body,
-    config::{self, AdminAt, Config, Env, Flags},
+    config::{self, AdminAt, Config, Env, Flags, Level},
     control::reload::ReloadStatus,
     fleet::{Fleet, response_ids::ResponseIds},
     listener::{self, BindError, Limit, Socket, tls},
@@ -31,7 +32,7 @@ use crate::{
         readiness::Readiness,
         signal::{Signal, Signals},
     },
-    telemetry::{Outlet, access, metrics::Registry},
+    telemetry::{Outlet, access, logging::LevelHandle, metrics::Registry},
 };
 
 pub use self::live::live;
@@ -57,6 +58,8 @@ pub struct Options {
     pub source: Option<Source>,
     /// React to SIGTERM, SIGINT and SIGHUP.
     pub signals: bool,
+    /// The running log, whose level a reload may change.
+    pub log: Option<LevelHandle>,
 }
 
 /// A configuration that can be read again.
@@ -256,6 +259,17 @@ impl Stop {
     fn give(&self, signal: Signal) {
         // Full or closed: it is ending already.
         let _ = self.0.try_send(signal);
+    }
+}
+
+/// The configured level in the words of the log.
+pub fn level(level: Level) -> LevelFilter {
+    match level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
     }
 }
 

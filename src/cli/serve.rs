@@ -2,12 +2,10 @@
 
 use std::process::ExitCode;
 
-use tracing_subscriber::filter::LevelFilter;
-
 use super::{ConfigArgs, FAILED, talk};
 use crate::{
-    app::{App, Options, Source},
-    config::{Env, Level, Listen},
+    app::{self, App, Options, Source},
+    config::{Env, Listen},
     telemetry::logging::Logging,
 };
 
@@ -31,7 +29,7 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let _log = match Logging::start(loaded.config.log.json, level(loaded.config.log.level)) {
+    let log = match Logging::start(loaded.config.log.json, app::level(loaded.config.log.level)) {
         Ok(log) => log,
         Err(problem) => return failed(&problem),
     };
@@ -42,7 +40,7 @@ pub fn run(args: &Args) -> ExitCode {
         watch: loaded.watch,
     };
     let (listen, backends) = (loaded.config.listen.clone(), loaded.config.backends.len());
-    let app = match App::bind(loaded.config, Options { source: Some(source), signals: true }) {
+    let app = match App::bind(loaded.config, Options { source: Some(source), signals: true, log: Some(log.level()) }) {
         Ok(app) => app,
         Err(error) => return failed(&error),
     };
@@ -62,15 +60,4 @@ pub fn run(args: &Args) -> ExitCode {
 fn failed(error: &dyn std::error::Error) -> ExitCode {
     talk(&format!("sluicegate: {error}\n"));
     ExitCode::from(FAILED)
-}
-
-/// The configured level in the words of the log.
-fn level(level: Level) -> LevelFilter {
-    match level {
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
-        Level::Trace => LevelFilter::TRACE,
-    }
 }

@@ -11,7 +11,7 @@ pub struct Changes {
     pub routing: bool,
     /// The least weight of log lines, or their form.
     pub log: bool,
-    /// Tokens and certificates of the admin plane, certificates of the data plane.
+    /// Tokens of the admin plane.
     pub access: bool,
     /// Any other section.
     pub other: bool,
@@ -31,10 +31,16 @@ impl Changes {
 pub fn diff(old: &Config, new: &Config) -> Result<Changes, Vec<&'static str>> {
     let fixed = [
         ("listen", old.listen != new.listen),
-        ("tls", old.tls.is_some() != new.tls.is_some()),
+        ("tls", old.tls != new.tls),
         ("admin", old.admin.at != new.admin.at),
-        ("admin_tls", old.admin.tls.is_some() != new.admin.tls.is_some()),
+        ("admin_tls", old.admin.tls != new.admin.tls),
         ("workers", old.workers != new.workers),
+        ("profile", old.profile != new.profile),
+        ("limits.header_bytes", old.limits.header_bytes != new.limits.header_bytes),
+        ("limits.header_timeout", old.limits.header_timeout != new.limits.header_timeout),
+        ("log.format", old.log.json != new.log.json),
+        // Turning it off needs none: the lines are just not made.
+        ("log.access", new.log.access && !old.log.access),
     ];
     let restart: Vec<_> = fixed.iter().filter(|(_, differs)| *differs).map(|(field, _)| *field).collect();
     if !restart.is_empty() {
@@ -45,9 +51,8 @@ pub fn diff(old: &Config, new: &Config) -> Result<Changes, Vec<&'static str>> {
         routing: (&old.routing, &old.retry, &old.health, &old.zone)
             != (&new.routing, &new.retry, &new.health, &new.zone),
         log: old.log != new.log,
-        access: (&old.tls, &old.admin) != (&new.tls, &new.admin),
+        access: old.admin != new.admin,
         other: (&old.trusted_proxies, old.debug_headers, &old.cors, old.timeouts, old.stream, old.limits, old.drain)
-            != (&new.trusted_proxies, new.debug_headers, &new.cors, new.timeouts, new.stream, new.limits, new.drain)
-            || old.profile != new.profile,
+            != (&new.trusted_proxies, new.debug_headers, &new.cors, new.timeouts, new.stream, new.limits, new.drain),
     })
 }

@@ -11,6 +11,7 @@
 //! With `profile: serverless` nothing is asked without a call that needs it.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     collections::HashMap,
     fmt,
@@ -53,7 +54,8 @@ pub struct Prober<P> {
 
 struct Shared<P> {
     fleet: Arc<Fleet>,
-    health: config::Health,
+    /// A reload may change it.
+    health: RefCell<Rc<config::Health>>,
     engines: Engines,
     probe: P,
 }
@@ -97,7 +99,12 @@ where
     ) -> Option<Self> {
         let suspicions = tokio::sync::Mutex::new(fleet.suspicions()?);
         let refresher = Refresher::new(health.timeout);
-        Some(Self { shared: Rc::new(Shared { fleet, health, engines, probe }), profile, suspicions, refresher })
+        Some(Self { shared: Rc::new(Shared { fleet, health: RefCell::new(Rc::new(health)), engines, probe }), profile, suspicions, refresher })
+    }
+
+    /// From the next probe on.
+    pub fn set_health(&self, health: config::Health) {
+        self.shared.health.replace(Rc::new(health));
     }
 
     /// For those who need the lists now.
@@ -184,11 +191,15 @@ impl<P> Shared<P>
 where
     P: AsyncFn(Ask) -> Result<Answer, Fault>,
 {
+    fn health(&self) -> Rc<config::Health> {
+        Rc::clone(&self.health.borrow())
+    }
+
     async fn attend(&self, backend: &Arc<Backend>) {
         let mut visit = Visit::default();
         loop {
             self.visit(backend, &mut visit).await;
-            tokio::time::sleep(jitter(self.health.interval)).await;
+            tokio::time::sleep(jitter(self.health().interval)).await;
         }
     }
 
@@ -202,13 +213,13 @@ where
                 let due = !was_up || visit.listed.is_none_or(|at| at.elapsed() >= LIST_AGE);
                 self.learn(backend, visit, due, &path, answer).await;
                 visit.up = true;
-                backend.probe_passed(self.health.healthy_after);
+                backend.probe_passed(self.health().healthy_after);
             }
-            Ok(answer) => backend.probe_failed(self.health.unhealthy_after, &unwell(&path, &answer)),
+            Ok(answer) => backend.probe_failed(self.health().unhealthy_after, &unwell(&path, &answer)),
             // It sends answers: it has no time for probes.
             Err(Fault::Timeout(_)) if backend.heard() != heard => visit.up = was_up,
             Err(fault) => {
-                backend.probe_failed(self.health.unhealthy_after, &format!("health check {path}: {fault}"));
+                backend.probe_failed(self.health().unhealthy_after, &format!("health check {path}: {fault}"));
             }
         }
     }
@@ -218,8 +229,8 @@ where
         loop {
             let paths = self.paths(backend);
             let last = paths.len() - 1;
-            let path = paths[visit.missing.min(last)].to_owned();
-            let answer = ask(&self.probe, &backend.spec, &path, self.health.timeout).await;
+            let path = paths[visit.missing.min(last)].clone().into_owned();
+            let answer = ask(&self.probe, &backend.spec, &path, self.health().timeout).await;
             let missing = answer.as_ref().is_ok_and(|answer| is_missing(answer.status));
             if missing && visit.missing < last {
                 visit.missing += 1;
@@ -229,13 +240,13 @@ where
         }
     }
 
-    fn paths(&self, backend: &Backend) -> Vec<&str> {
-        if let Some(path) = &self.health.path {
-            return vec![path];
+    fn paths(&self, backend: &Backend) -> Vec<Cow<'static, str>> {
+        if let Some(path) = &self.health().path {
+            return vec![Cow::Owned(path.clone())];
         }
         match backend.engine() {
-            Some(engine) => vec![(self.engines.health_path)(engine), "/health", MODELS],
-            None => vec![MODELS],
+            Some(engine) => [(self.engines.health_path)(engine), "/health", MODELS].map(Cow::Borrowed).to_vec(),
+            None => vec![Cow::Borrowed(MODELS)],
         }
     }
 
@@ -261,14 +272,14 @@ where
         if backend.spec.models != Models::Auto && backend.engine().is_some() {
             return;
         }
-        if let Ok(answer) = ask(&self.probe, &backend.spec, MODELS, self.health.timeout).await {
+        if let Ok(answer) = ask(&self.probe, &backend.spec, MODELS, self.health().timeout).await {
             self.listed(backend, answer).await;
         }
     }
 
     async fn listed(&self, backend: &Arc<Backend>, answer: Answer) {
         let Listing { engine, models, answer } =
-            listing(&self.probe, &self.engines, &backend.spec, answer, self.health.timeout).await;
+            listing(&self.probe, &self.engines, &backend.spec, answer, self.health().timeout).await;
         if let Some(engine) = engine {
             backend.set_engine(engine);
         }
@@ -279,7 +290,7 @@ where
 
     async fn read_waiting(&self, backend: &Arc<Backend>) {
         let Some(gauge) = backend.engine().and_then(self.engines.waiting) else { return };
-        if let Ok(answer) = ask(&self.probe, &backend.spec, "/metrics", self.health.timeout).await
+        if let Ok(answer) = ask(&self.probe, &backend.spec, "/metrics", self.health().timeout).await
             && answer.status.is_success()
             && let Some(waiting) = gauge_of(&answer.body, gauge)
         {
