@@ -117,9 +117,12 @@ impl Error {
         self
     }
 
-    /// Names the backend it happened at.
+    /// Names the backend it happened at, in the message too where that does not name it yet.
     #[must_use]
     pub fn at(mut self, backend: &Arc<str>) -> Self {
+        if !self.0.message.contains(&**backend) {
+            self.0.message.insert_str(0, &format!("backend {backend}: "));
+        }
         self.0.backend = Some(Arc::clone(backend));
         self
     }
