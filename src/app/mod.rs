@@ -1,7 +1,7 @@
 //! Composition root: a [`Config`] becomes an [`App`]: sockets bound, both planes built, run until drained.
 //!
 //! Threads: one per worker (data plane), and the one that calls [`App::run`] (control and admin plane). They share
-//! [`Shared`]: the fleet, the registry of metrics, the drain, and the configuration in force.
+//! `Shared`: the fleet, the registry of metrics, the drain, and the configuration in force.
 
 mod control;
 mod gauges;

@@ -38,7 +38,8 @@ pub struct Args {
     /// Tokens after which every answer stops by itself; unset: 8 to 71, by prompt
     #[arg(long, value_name = "TOKENS")]
     pub length: Option<u64>,
-    /// What goes wrong: KIND[,after=TOKENS][,times=N][,p=SHARE][,ms=N][,path=PREFIX]; may be repeated
+    /// What goes wrong: KIND, then any of `after=TOKENS`, `times=N`, `p=SHARE`, `ms=N`, `path=PREFIX`, joined by commas;
+    /// may be repeated
     #[arg(long, value_name = "FAULT")]
     pub fault: Vec<Fault>,
 }

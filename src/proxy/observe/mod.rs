@@ -1,6 +1,6 @@
 //! Begins and ends every request's story: id, clocks, the access line, the metrics; turns every error into an answer.
 //!
-//! Takes an [`Inbound`] request, makes an [`Arrival`]. The [`Story`] is told exactly once: when the answer's body
+//! Takes an [`Inbound`] request, makes an [`Arrival`]. The `Story` is told exactly once: when the answer's body
 //! ends, or when the client leaves before.
 //!
 //! Acts on both legs. When the client leaves: the story is told with status 499.

@@ -1,7 +1,7 @@
 //! Sends an [`Attempt`] to its backend and guards the answer.
 //!
 //! Takes an attempt, makes the response: as the backend sent it, less what concerned its connection. What the
-//! attempt showed is reported to the fleet; tokens and finish are read off the passing body ([`answer`]).
+//! attempt showed is reported to the fleet; tokens and finish are read off the passing body (`answer`).
 //!
 //! Acts on both legs. When the client leaves: the future or the body is dropped, and with it the upstream
 //! connection, so the backend stops at once.

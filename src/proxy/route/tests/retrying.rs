@@ -132,7 +132,7 @@ async fn the_last_error_tells_of_all_tries() {
     }
     let start = Instant::now();
     let error = bench.send(call()).await.unwrap_err();
-    assert_eq!(error.message(), "no luck (3 tries: a, a, a)");
+    assert_eq!(error.message(), "backend a: no luck (3 tries: a, a, a)");
     assert_eq!((error.kind(), error.may_retry()), (Kind::UpstreamReset, Retry::Never));
     assert!(start.elapsed() >= Duration::from_millis(30), "the same backend is not hammered");
     assert!(start.elapsed() <= Duration::from_millis(100));
