@@ -6,15 +6,18 @@
 
 use std::{
     cell::{Cell, RefCell},
-    io::{self, Write},
+    io::{self, Write as _},
+    net::IpAddr,
     time::{Duration, SystemTime},
 };
 
-use super::{Outlet, time};
+use super::{Outlet, digits, time};
 
 /// A buffer of this size is handed over at once.
 const FLUSH_AT: usize = 16 * 1024;
-/// Buffers that wait for the writing thread, over all workers: 4 MiB at most.
+/// Room for the line that reaches it, so that a buffer is never moved while it grows.
+const LINE: usize = 2 * 1024;
+/// Buffers that wait for the writing thread, over all workers: 5 MiB at most.
 const DEPTH: usize = 256;
 
 /// How a line looks.
@@ -71,6 +74,9 @@ impl AccessLog {
         }
         {
             let buffer = &mut *self.buffer.borrow_mut();
+            if buffer.capacity() == 0 {
+                buffer.reserve_exact(FLUSH_AT + LINE);
+            }
             let mut line = Line { buffer, format: self.format };
             line.begin(at);
             fields(&mut line);
@@ -137,37 +143,60 @@ impl Line<'_> {
     /// A text. In the text format it is quoted when it is not a plain word; control characters never get through.
     pub fn text(&mut self, key: &'static str, value: &str) {
         self.key(key);
-        let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'=');
-        if self.format == Format::Text && !value.is_empty() && value.bytes().all(plain) {
-            self.buffer.extend_from_slice(value.as_bytes());
-        } else {
-            quote(self.buffer, value);
+        if !is_plain(value) {
+            return quote(self.buffer, value);
+        }
+        match self.format {
+            Format::Text if value.is_empty() => self.buffer.extend_from_slice(b"\"\""),
+            Format::Text => self.buffer.extend_from_slice(value.as_bytes()),
+            Format::Json => {
+                self.buffer.push(b'"');
+                self.buffer.extend_from_slice(value.as_bytes());
+                self.buffer.push(b'"');
+            }
         }
     }
 
     /// A whole number.
     pub fn number(&mut self, key: &'static str, value: u64) {
         self.key(key);
-        self.put(format_args!("{value}"));
+        digits::decimal(self.buffer, value);
     }
 
     /// A span of time, in milliseconds with microseconds behind the point.
     pub fn millis(&mut self, key: &'static str, value: Duration) {
         self.key(key);
-        let micros = value.as_micros();
-        self.put(format_args!("{}.{:03}", micros / 1000, micros % 1000));
+        digits::millis(self.buffer, value);
+    }
+
+    /// An address, without a port.
+    pub fn address(&mut self, key: &'static str, value: IpAddr) {
+        match value {
+            IpAddr::V4(ip) => {
+                let mut text = Vec::with_capacity("255.255.255.255".len());
+                for (index, octet) in ip.octets().into_iter().enumerate() {
+                    if index > 0 {
+                        text.push(b'.');
+                    }
+                    digits::decimal(&mut text, u64::from(octet));
+                }
+                self.text(key, std::str::from_utf8(&text).unwrap_or_default());
+            }
+            IpAddr::V6(ip) => self.text(key, &ip.to_string()),
+        }
     }
 
     /// A yes or no.
     pub fn flag(&mut self, key: &'static str, value: bool) {
         self.key(key);
-        self.put(format_args!("{value}"));
+        self.buffer.extend_from_slice(if value { b"true" } else { b"false" });
     }
+}
 
-    fn put(&mut self, value: std::fmt::Arguments<'_>) {
-        // Writing to a Vec never fails.
-        let _ = self.buffer.write_fmt(value);
-    }
+/// Whether `value` needs no quotes in text and no escapes in JSON. Every byte is looked at: a loop without an exit
+/// looks at many at once.
+fn is_plain(value: &str) -> bool {
+    value.bytes().fold(true, |plain, b| plain & matches!(b, 0x21..=0x7e) & (b != b'"') & (b != b'\\') & (b != b'='))
 }
 
 /// As a JSON string.

@@ -1,25 +1,20 @@
 //! One line a request, at its end. Never prompts, keys, or the values of a query.
 
-use std::io::Write as _;
+use std::time::Duration;
 
 use super::{Story, endpoint_name};
 use crate::{protocol::usage::Finish, telemetry::access::Line};
 
 /// Fills in the fields of `story`, in the order they are read.
-pub(super) fn write(line: &mut Line<'_>, story: &Story) {
+pub(super) fn write(line: &mut Line<'_>, story: &Story, took: Duration) {
     let record = &story.record;
     line.number("status", u64::from(story.status));
     line.text("method", record.method.as_str());
     line.text("path", record.path.path());
-    line.millis("duration_ms", record.start.elapsed());
+    line.millis("duration_ms", took);
     line.text("id", record.id.to_str().unwrap_or("-"));
     if let Some(address) = record.peer.address {
-        let mut text = [0; 64];
-        let mut rest = &mut text[..];
-        if write!(rest, "{}", address.ip()).is_ok() {
-            let left = rest.len();
-            line.text("client", std::str::from_utf8(&text[..text.len() - left]).unwrap_or("-"));
-        }
+        line.address("client", address.ip());
     }
     line.text("endpoint", endpoint_name(record.endpoint));
     if let Some(model) = &*record.model.borrow() {

@@ -1,6 +1,6 @@
 //! The request families of one worker: handles held, so that a request looks no name up.
 
-use std::{cell::RefCell, collections::HashMap, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, sync::Arc, time::Duration};
 
 use metrics::{Counter, Gauge, Histogram};
 
@@ -103,13 +103,13 @@ impl Metrics {
         self.in_flight.increment(1.0);
     }
 
-    pub(super) fn ended(&self, story: &Story) {
+    pub(super) fn ended(&self, story: &Story, took: Duration) {
         let record = &story.record;
         self.in_flight.decrement(1.0);
         let endpoint =
             &self.endpoints[ENDPOINTS.iter().position(|e| *e == record.endpoint).unwrap_or(ENDPOINTS.len() - 1)];
         endpoint.codes[CODES.binary_search(&story.status).unwrap_or(CODES.len())].increment(1);
-        endpoint.duration.record(record.start.elapsed());
+        endpoint.duration.record(took);
         self.overhead.record(story.overhead);
         if !record.queued.get().is_zero() {
             self.queue.record(record.queued.get());

@@ -8,7 +8,7 @@
 mod access_log;
 mod metrics;
 
-use std::{cell::RefCell, convert::Infallible, io::Write as _, rc::Rc, time::SystemTime};
+use std::{cell::RefCell, convert::Infallible, rc::Rc, time::SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
@@ -26,7 +26,7 @@ use crate::{
     body::{End, Tail},
     error::{Error, Kind},
     protocol::endpoint::{Dialect, Endpoint},
-    telemetry::access::AccessLog,
+    telemetry::{access::AccessLog, digits},
 };
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -197,21 +197,20 @@ impl Story {
 
     /// `gw;dur=0.021, queue;dur=3.0, ttfb;dur=184.2`, in milliseconds.
     fn server_timing(&self) -> Option<HeaderValue> {
-        let mut text = [0; 96];
-        let mut rest = &mut text[..];
-        let millis = |d: std::time::Duration| (d.as_micros() / 1000, d.as_micros() % 1000);
-        let (ms, us) = millis(self.overhead);
-        write!(rest, "gw;dur={ms}.{us:03}").ok()?;
+        let mut text = Vec::with_capacity(96);
+        let mut entry = |name: &[u8], time| {
+            text.extend_from_slice(name);
+            text.extend_from_slice(b";dur=");
+            digits::millis(&mut text, time);
+        };
+        entry(b"gw", self.overhead);
         if !self.record.queued.get().is_zero() {
-            let (ms, us) = millis(self.record.queued.get());
-            write!(rest, ", queue;dur={ms}.{us:03}").ok()?;
+            entry(b", queue", self.record.queued.get());
         }
         if let Some(head) = self.record.head.get() {
-            let (ms, us) = millis(head - self.record.start);
-            write!(rest, ", ttfb;dur={ms}.{us:03}").ok()?;
+            entry(b", ttfb", head - self.record.start);
         }
-        let left = rest.len();
-        HeaderValue::from_bytes(&text[..text.len() - left]).ok()
+        HeaderValue::from_bytes(&text).ok()
     }
 }
 
@@ -248,9 +247,10 @@ impl Drop for Story {
         if self.left && self.status == 0 {
             self.status = respond::status_of(Kind::ClientGone);
         }
-        self.stage.metrics.ended(self);
+        let took = self.record.start.elapsed();
+        self.stage.metrics.ended(self, took);
         if let Some(log) = &self.stage.access_log {
-            log.line(SystemTime::now(), |line| access_log::write(line, self));
+            log.line(SystemTime::now(), |line| access_log::write(line, self, took));
         }
     }
 }
