@@ -202,10 +202,16 @@ impl Shelf {
 impl Worker {
     /// A connection from the pool, or a new one; `fresh` asks for a new one.
     pub(super) async fn acquire(&self, target: &Arc<Target>, fresh: bool) -> Result<Link, Failure> {
-        let now = self.ticker.now();
-        if !fresh && let Some(conn) = self.pool.take(target, now, &self.counters.stale) {
+        if !fresh && let Some(conn) = self.pool.take(target, self.ticker.now(), &self.counters.stale) {
             return Ok(Link::Http1(self.used(conn)));
         }
+        // Boxed: rare, and larger than the rest of a request put together.
+        Box::pin(self.acquire_new(target)).await
+    }
+
+    /// A new connection, or a stream on an open HTTP/2 one.
+    async fn acquire_new(&self, target: &Arc<Target>) -> Result<Link, Failure> {
+        let now = self.ticker.now();
         let shelf = self.pool.shelf(target);
         if shelf.speaks.get() == Speaks::Http1 {
             return self.dial(&shelf, target).await;

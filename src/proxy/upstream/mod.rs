@@ -12,7 +12,15 @@ mod response_id;
 mod timeout;
 mod tunnel;
 
-use std::{cell::RefCell, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Body as _;
@@ -64,11 +72,12 @@ impl Upstream {
             Head { method: &call.method, path: &call.path, headers: own.as_ref().unwrap_or(&call.headers), extra: &[] };
         let mut watch = self.watch(&call, &backend, started);
         let mut response = if call.tunnel {
-            let upgraded = watch.guard(self.client.upgrade(&target, head)).await;
+            // Boxed: rare, and every call would carry the room for it.
+            let upgraded = watch.guard(Box::pin(self.client.upgrade(&target, head)).as_mut()).await;
             let upgraded = self.reported(upgraded, &call, &backend)?;
             return Ok(tunnel::join(upgraded, &call, permit));
         } else {
-            let sent = watch.guard(self.client.send(&target, head, body)).await;
+            let sent = watch.guard(pin!(self.client.send(&target, head, body))).await;
             self.reported(sent, &call, &backend)?
         };
         let now = Instant::now();
@@ -107,12 +116,7 @@ impl Upstream {
         Ok(target)
     }
 
-    fn reported<T>(
-        &self,
-        sent: Result<Result<T, Failure>, Error>,
-        call: &Call,
-        backend: &Backend,
-    ) -> Result<T, Error> {
+    fn reported<T>(&self, sent: Result<Result<T, Failure>, Error>, call: &Call, backend: &Backend) -> Result<T, Error> {
         let mut failure = match sent {
             Ok(Ok(response)) => return Ok(response),
             Ok(Err(failure)) => failure,
@@ -169,9 +173,8 @@ struct Watch {
 }
 
 impl Watch {
-    /// Waits for `work`, no longer than the clocks allow.
-    async fn guard<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Error> {
-        let mut work = pin!(work);
+    /// Waits for `work`, no longer than the clocks allow. It is borrowed: taken by value it would be there twice.
+    async fn guard<T>(&mut self, mut work: Pin<&mut impl Future<Output = T>>) -> Result<T, Error> {
         poll_fn(|cx| {
             if let Poll::Ready(done) = work.as_mut().poll(cx) {
                 return Poll::Ready(Ok(done));
