@@ -350,15 +350,31 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Most strings are keys and short values: a look at the first bytes is cheaper than setting up a vector search.
+/// Most strings are keys and short values: two looks at eight bytes each are cheaper than setting up a vector search.
 #[inline]
 fn quote_or_backslash(bytes: &[u8]) -> Option<usize> {
-    const NEAR: usize = 16;
-    let near = &bytes[..bytes.len().min(NEAR)];
-    if let Some(found) = near.iter().position(|&b| b == b'"' || b == b'\\') {
-        return Some(found);
+    let mut at = 0;
+    while at < 2 * WORD
+        && let Some(word) = bytes[at..].first_chunk::<WORD>()
+    {
+        if let Some(found) = in_word(u64::from_le_bytes(*word)) {
+            return Some(at + found);
+        }
+        at += WORD;
     }
-    memchr2(b'"', b'\\', &bytes[near.len()..]).map(|found| found + near.len())
+    memchr2(b'"', b'\\', &bytes[at..]).map(|found| at + found)
+}
+
+const WORD: usize = size_of::<u64>();
+
+/// Where the first quote or backslash stands in eight bytes, the lowest first. Subtracting one from every byte borrows
+/// beyond a byte only where that was zero, so that whatever is marked wrongly lies behind a true mark.
+#[inline]
+fn in_word(word: u64) -> Option<usize> {
+    const EACH: u64 = u64::MAX / 0xff;
+    let zeros = |bytes: u64| bytes.wrapping_sub(EACH) & !bytes & (EACH << 7);
+    let marks = zeros(word ^ (EACH * b'"' as u64)) | zeros(word ^ (EACH * b'\\' as u64));
+    (marks != 0).then(|| marks.trailing_zeros() as usize / 8)
 }
 
 /// The kinds of the open levels, a bit each.
