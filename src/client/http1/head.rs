@@ -121,6 +121,9 @@ impl Reader {
     }
 }
 
+/// Room for what the gateway adds to an answer, so that its map is made once.
+const OWN_FIELDS: usize = 4;
+
 /// Parses one whole head; `None` for an interim answer.
 fn parse(raw: &[u8], to_head: bool, upgrade: bool) -> Result<Option<AnswerHead>, Malformed> {
     // One exact copy; the values are slices of it.
@@ -144,7 +147,7 @@ fn parse(raw: &[u8], to_head: bool, upgrade: bool) -> Result<Option<AnswerHead>,
         }
     }
     let mut fields = Fields::default();
-    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len() + OWN_FIELDS);
     for field in parsed.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Header)?;
         let value = field.value.trim_ascii();

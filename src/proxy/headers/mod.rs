@@ -12,18 +12,6 @@ use crate::{
     error::{Error, Kind},
 };
 
-/// Fields that concern one connection only. `te`, `upgrade` and `transfer-encoding` are among them: what is
-/// forwarded is framed anew.
-const HOP_BY_HOP: [HeaderName; 7] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
-
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -83,10 +71,7 @@ pub fn strip_request(headers: &mut HeaderMap) {
     let trailers = headers.get(header::TE).is_some_and(|te| {
         te.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
-    strip_hop_by_hop(headers);
-    headers.remove(header::EXPECT);
-    headers.remove(header::CONTENT_LENGTH);
-    headers.remove(INTERRUPTION);
+    strip(headers, |name| is_hop_by_hop(name) || matches!(*name, header::EXPECT | header::CONTENT_LENGTH));
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -94,29 +79,49 @@ pub fn strip_request(headers: &mut HeaderMap) {
 
 /// Removes what concerns the backend's connection only.
 pub fn strip_response(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
-    headers.remove(INTERRUPTION);
+    strip(headers, is_hop_by_hop);
 }
 
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            // These are the message's own: naming them in Connection is an attack (RFC 9110 §7.6.1).
-            .filter(|name| {
-                !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::CONTENT_TYPE | header::AUTHORIZATION)
-            })
-            .collect();
-        for name in named {
-            headers.remove(name);
+/// Removes the fields that `goes` picks, and those that `Connection` names. The names are looked through, since most
+/// heads have none of them and each removal of an absent field would cost a hash.
+fn strip(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| goes(name)).cloned() {
+        if name == header::CONNECTION {
+            for name in named_in_connection(headers) {
+                headers.remove(name);
+            }
         }
-    }
-    for name in &HOP_BY_HOP {
         headers.remove(name);
     }
+}
+
+/// Fields that concern one connection only, and what a backend tells an outer Sluicegate. `te`, `upgrade` and
+/// `transfer-encoding` are among them: what is forwarded is framed anew.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    // By length first: this is asked for every field of every head.
+    match name.as_str().len() {
+        2 => name == header::TE,
+        7 => name == header::UPGRADE,
+        10 => name == header::CONNECTION || name.as_str() == "keep-alive",
+        16 => name.as_str() == "proxy-connection",
+        17 => name == header::TRANSFER_ENCODING,
+        19 => name == header::PROXY_AUTHORIZATION,
+        25 => *name == INTERRUPTION,
+        _ => false,
+    }
+}
+
+fn named_in_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        // These are the message's own: naming them in Connection is an attack (RFC 9110 §7.6.1).
+        .filter(|name| {
+            !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::CONTENT_TYPE | header::AUTHORIZATION)
+        })
+        .collect()
 }
 
 /// What the connection adds to each of its requests; made once per connection.
