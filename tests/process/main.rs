@@ -1,0 +1,20 @@
+//! The shipped binary as processes: gateways and simulated backends that are killed, stopped, flooded and reloaded.
+//!
+//! Waits are for conditions, polled and bounded; nothing is asserted about speed. What needs many clients takes
+//! [`kit::alone`], so that no two sieges share the machine.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
+#![expect(unreachable_pub, reason = "nothing of a test binary can be reached")]
+
+mod demo;
+mod ending;
+mod faults;
+mod kit;
+mod load;
+mod memory;
+mod reload;
+mod scarcity;
+#[expect(dead_code, reason = "shared with tests/it, whose gateway in this process is not needed here")]
+#[path = "../it/support/mod.rs"]
+mod support;
+mod tls;

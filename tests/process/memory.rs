@@ -1,0 +1,269 @@
+//! Many connections, slow readers and large bodies: memory stays bounded, everything is counted, and both come back.
+//!
+//! `SLUICEGATE_SIEGE=full` (`make siege`) runs the full numbers; the ordinary suite runs smaller ones of the same kind.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    kit::{Gate, Kept, Sim, alone, descriptors, until},
+    support::{Answer, Exchange, at_once},
+};
+
+const MIB: usize = 1 << 20;
+/// Of body bytes that one connection may have under way, both sides and the codecs' buffers together.
+const PER_STREAM: f64 = 1.0;
+/// What an allocator may keep of what was freed.
+const LEFT: f64 = 16.0;
+
+/// How large a siege is.
+struct Size {
+    idle: usize,
+    at_once: usize,
+    slow_readers: usize,
+    /// Of one slowly read answer, bytes.
+    answer: usize,
+    /// Of the slow readers so many read to the end.
+    patient: usize,
+    uploads: usize,
+    /// Of one upload, bytes.
+    upload: usize,
+}
+
+fn size() -> Size {
+    if std::env::var_os("SLUICEGATE_SIEGE").is_some_and(|size| size == "full") {
+        let (answer, upload) = (64 * MIB, 30 * MIB);
+        Size { idle: 5_000, at_once: 1_000, slow_readers: 50, answer, patient: 50, uploads: 20, upload }
+    } else {
+        let (answer, upload) = (64 * MIB, 30 * MIB);
+        Size { idle: 2_500, at_once: 500, slow_readers: 50, answer, patient: 2, uploads: 8, upload }
+    }
+}
+
+/// A gateway in front of one backend, and its memory after its first requests.
+fn besieged(more: &str) -> (Gate, Sim, f64) {
+    let sim = Sim::start(&[]);
+    let config = format!("backends: [{{name: a, url: 'http://{}'}}]\nlog: {{access: false}}\n{more}", sim.addr);
+    let gate = Gate::start(&config).healthy();
+    at_once(16, {
+        let addr = gate.addr;
+        move |_| assert_eq!(upload(addr, "/sim/status", b"warm").status, 200)
+    });
+    quiet(&gate);
+    let before = gate.process.resident();
+    (gate, sim, before)
+}
+
+/// Waits until nobody is connected and nothing is under way.
+fn quiet(gate: &Gate) {
+    for series in ["connections_open", "requests_in_flight", "body_memory_bytes", "queue_length"] {
+        gate.until_metric(&format!("sluicegate_{series}"), |n| n == 0.0);
+    }
+}
+
+/// Waits until the memory is near what it was; gives what it is then.
+fn back(gate: &Gate, before: f64) -> f64 {
+    quiet(gate);
+    let mut now = 0.0;
+    until("memory back near the start", || {
+        now = gate.process.resident();
+        (now <= before + LEFT).then_some(now)
+    })
+}
+
+fn upload(gate: SocketAddr, path: &str, body: &[u8]) -> Answer {
+    Exchange::start(gate, "POST", path, &[("content-type", "application/json")], body).finish()
+}
+
+#[test]
+fn idle_connections_are_cheap_and_requests_on_them_are_answered() {
+    let _turn = alone();
+    let size = size();
+    descriptors(20_000);
+    let (gate, sim, before) = besieged("limits: {header_timeout: 300s}\n");
+    let mut clients: Vec<Kept> = (0..size.idle).map(|_| Kept::to(gate.addr)).collect();
+    gate.until_metric("sluicegate_connections_open", |n| n == size.idle as f64);
+    let idle = gate.process.resident();
+
+    // All of them under way at the backend at the same time, none answered before the last is there.
+    let busy = &mut clients[..size.at_once];
+    sim.post("/sim/fault", &format!(r#"{{"fault":"hang","times":{}}}"#, size.at_once));
+    for client in busy.iter_mut() {
+        client.send("POST", "/v1/chat/completions", r#"{"model":"sim","messages":[],"max_tokens":2}"#).unwrap();
+    }
+    gate.until_metric("sluicegate_requests_in_flight", |n| n == size.at_once as f64);
+    gate.until_metric(r#"sluicegate_backend_in_flight{backend="a"}"#, |n| n == size.at_once as f64);
+    let peak = gate.process.resident();
+    until("the sim has all of them", || {
+        sim.post("/sim/release", "");
+        (gate.metric("sluicegate_requests_in_flight") == 0.0).then_some(())
+    });
+    for client in busy {
+        assert_eq!(client.answer().unwrap().0, 200);
+    }
+    gate.until_metric("sluicegate_connections_folded_total", |n| n >= size.at_once as f64);
+    assert_eq!(gate.metric("sluicegate_connections_open"), size.idle as f64);
+    drop(clients);
+    let after = back(&gate, before);
+    println!(
+        "{} idle connections, {} requests at once: RSS before {before:.1}, idle {idle:.1}, peak {peak:.1}, after {after:.1} MiB",
+        size.idle, size.at_once
+    );
+    // 8 MiB a thousand is what the release build is held to; and 100 KiB a request of both codecs.
+    assert!(idle - before <= 8.0 * size.idle as f64 / 1000.0 + 4.0, "idle: {idle} MiB, {before} before");
+    assert!(peak - idle <= 0.1 * size.at_once as f64, "peak: {peak} MiB, {idle} idle");
+}
+
+#[test]
+fn slow_readers_hold_the_backend_back_not_memory() {
+    let _turn = alone();
+    let size = size();
+    let (gate, sim, before) = besieged("");
+    let path = format!("/sim/bytes?n={}", size.answer);
+    let mut readers: Vec<TcpStream> = (0..size.slow_readers).map(|_| slow_reader(gate.addr, &path)).collect();
+    gate.until_metric("sluicegate_requests_in_flight", |n| n == size.slow_readers as f64);
+    let mut peak = 0.0;
+    let mut some = vec![0; 16 * 1024];
+    // Each a little further, a while after the other: all buffers on the way are full all the time.
+    for _ in 0..64 {
+        for reader in &mut readers {
+            reader.read_exact(&mut some).unwrap();
+        }
+        peak = gate.process.resident().max(peak);
+    }
+    let patient: Vec<_> = readers.drain(..size.patient).map(|reader| thread::spawn(move || read_all(reader))).collect();
+    for reader in patient {
+        let left = size.answer - 64 * some.len();
+        assert!(reader.join().unwrap() > left, "the rest came whole");
+    }
+    peak = gate.process.resident().max(peak);
+    // The others leave, and their backend is told.
+    drop(readers);
+    until("the backend's connections end", || (sim.state()["running"] == 0).then_some(()));
+    let after = back(&gate, before);
+    println!(
+        "{} slow readers of {} MiB: RSS before {before:.1}, peak {peak:.1}, after {after:.1} MiB",
+        size.slow_readers,
+        size.answer / MIB
+    );
+    assert!(peak - before <= PER_STREAM * size.slow_readers as f64, "peak: {peak} MiB, {before} before");
+    if size.patient < size.slow_readers {
+        gate.until_metric("sluicegate_clients_gone_total", |n| n == (size.slow_readers - size.patient) as f64);
+    }
+}
+
+/// Asks, reads the head, and waits.
+fn slow_reader(gate: SocketAddr, path: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(gate).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: gate.test\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    assert!(head.starts_with(b"HTTP/1.1 200"));
+    stream
+}
+
+/// To the end, which must be the last chunk; gives how many bytes that were.
+fn read_all(mut stream: TcpStream) -> usize {
+    let (mut read, mut last) = (0, Vec::new());
+    let mut some = vec![0; 256 * 1024];
+    loop {
+        let n = stream.read(&mut some).unwrap();
+        if n == 0 {
+            assert!(last.ends_with(b"\r\n0\r\n\r\n"), "the last chunk comes last");
+            return read;
+        }
+        read += n;
+        last.extend_from_slice(&some[n.saturating_sub(7)..n]);
+        last.drain(..last.len().saturating_sub(7));
+    }
+}
+
+#[test]
+fn uploads_stream_through() {
+    let _turn = alone();
+    let size = size();
+    let (gate, _sim, before) = besieged("");
+    let watched = Peak::of(&gate);
+    let statuses = at_once(size.uploads, {
+        let addr = gate.addr;
+        move |_| upload(addr, "/sim/status", &vec![b'x'; size.upload]).status
+    });
+    assert_eq!(statuses, vec![200; size.uploads]);
+    let sent = (size.uploads * size.upload) as f64;
+    assert!(gate.metric("sluicegate_request_bytes_total") >= sent);
+    let peak = watched.peak();
+    let after = back(&gate, before);
+    println!(
+        "{} uploads of {} MiB streamed: RSS before {before:.1}, peak {peak:.1}, after {after:.1} MiB",
+        size.uploads,
+        size.upload / MIB
+    );
+    assert!(peak - before <= PER_STREAM * size.uploads as f64 + 4.0, "peak: {peak} MiB, {before} before");
+}
+
+#[test]
+fn bodies_that_are_held_are_bounded_and_the_rest_is_told_to_wait() {
+    let _turn = alone();
+    let size = size();
+    let limit = 3 * size.upload;
+    let (gate, sim, before) = besieged(&format!("limits: {{body_memory: {limit}}}\n"));
+    // What is held stays held until all have come.
+    sim.post("/sim/fault", r#"{"fault":"hang","times":1000}"#);
+    let watched = Peak::of(&gate);
+    let addr = gate.addr;
+    let uploads = thread::spawn(move || {
+        at_once(size.uploads, move |_| {
+            let head = br#"{"model":"sim","messages":[{"role":"user","content":""#;
+            let tail = br#""}],"max_tokens":1}"#;
+            let filler = vec![b'x'; size.upload - head.len() - tail.len()];
+            upload(addr, "/v1/chat/completions", &[&head[..], &filler, tail].concat())
+        })
+    });
+    let refused = (size.uploads - 3) as f64;
+    gate.until_metric(r#"sluicegate_requests_total{endpoint="chat",code="503"}"#, |n| n == refused);
+    gate.until_metric(r#"sluicegate_backend_in_flight{backend="a"}"#, |n| n == 3.0);
+    assert_eq!(gate.metric("sluicegate_body_memory_bytes"), limit as f64);
+    until("all are answered", || {
+        sim.post("/sim/release", "");
+        uploads.is_finished().then_some(())
+    });
+    let (answered, told): (Vec<_>, Vec<_>) = uploads.join().unwrap().into_iter().partition(|a| a.status == 200);
+    assert_eq!((answered.len(), told.len()), (3, size.uploads - 3));
+    assert!(told.iter().all(|answer| answer.status == 503 && answer.header("retry-after").is_some()));
+    let peak = watched.peak();
+    let after = back(&gate, before);
+    println!(
+        "{} bodies of {} MiB, 3 held: RSS before {before:.1}, peak {peak:.1}, after {after:.1} MiB",
+        size.uploads,
+        size.upload / MIB
+    );
+    let bound = (limit / MIB) as f64 * 1.2 + PER_STREAM * size.uploads as f64;
+    assert!(peak - before <= bound, "peak: {peak} MiB, {before} before, {bound} allowed");
+}
+
+/// The most memory that a process has had, as its kernel counts it.
+struct Peak(u32);
+
+impl Peak {
+    /// From now on.
+    fn of(gate: &Gate) -> Self {
+        let id = gate.process.id();
+        // 5: the peak begins anew (proc(5), clear_refs).
+        std::fs::write(format!("/proc/{id}/clear_refs"), "5").unwrap();
+        Self(id)
+    }
+
+    /// MiB.
+    fn peak(&self) -> f64 {
+        crate::kit::memory(self.0, "VmHWM:")
+    }
+}
