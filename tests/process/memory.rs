@@ -20,6 +20,8 @@ const PER_STREAM: f64 = 1.0;
 /// What an allocator may keep of what was freed.
 const LEFT: f64 = 16.0;
 
+const CHAT: &str = r#"{"model":"sim","messages":[{"role":"user","content":"hi"}],"max_tokens":2}"#;
+
 /// How large a siege is.
 struct Size {
     idle: usize,
@@ -51,7 +53,7 @@ fn besieged(more: &str) -> (Gate, Sim, f64) {
     let gate = Gate::start(&config).healthy();
     at_once(16, {
         let addr = gate.addr;
-        move |_| assert_eq!(upload(addr, "/sim/status", b"warm").status, 200)
+        move |_| assert_eq!(upload(addr, "/sim/status", "text/plain", b"warm").status, 200)
     });
     quiet(&gate);
     let before = gate.process.resident();
@@ -75,8 +77,8 @@ fn back(gate: &Gate, before: f64) -> f64 {
     })
 }
 
-fn upload(gate: SocketAddr, path: &str, body: &[u8]) -> Answer {
-    Exchange::start(gate, "POST", path, &[("content-type", "application/json")], body).finish()
+fn upload(gate: SocketAddr, path: &str, media: &str, body: &[u8]) -> Answer {
+    Exchange::start(gate, "POST", path, &[("content-type", media)], body).finish()
 }
 
 #[test]
@@ -93,7 +95,7 @@ fn idle_connections_are_cheap_and_requests_on_them_are_answered() {
     let busy = &mut clients[..size.at_once];
     sim.post("/sim/fault", &format!(r#"{{"fault":"hang","times":{}}}"#, size.at_once));
     for client in busy.iter_mut() {
-        client.send("POST", "/v1/chat/completions", r#"{"model":"sim","messages":[],"max_tokens":2}"#).unwrap();
+        client.send("POST", "/v1/chat/completions", CHAT).unwrap();
     }
     gate.until_metric("sluicegate_requests_in_flight", |n| n == size.at_once as f64);
     gate.until_metric(r#"sluicegate_backend_in_flight{backend="a"}"#, |n| n == size.at_once as f64);
@@ -195,7 +197,7 @@ fn uploads_stream_through() {
     let watched = Peak::of(&gate);
     let statuses = at_once(size.uploads, {
         let addr = gate.addr;
-        move |_| upload(addr, "/sim/status", &vec![b'x'; size.upload]).status
+        move |_| upload(addr, "/sim/status", "application/octet-stream", &vec![b'x'; size.upload]).status
     });
     assert_eq!(statuses, vec![200; size.uploads]);
     let sent = (size.uploads * size.upload) as f64;
@@ -225,7 +227,7 @@ fn bodies_that_are_held_are_bounded_and_the_rest_is_told_to_wait() {
             let head = br#"{"model":"sim","messages":[{"role":"user","content":""#;
             let tail = br#""}],"max_tokens":1}"#;
             let filler = vec![b'x'; size.upload - head.len() - tail.len()];
-            upload(addr, "/v1/chat/completions", &[&head[..], &filler, tail].concat())
+            upload(addr, "/v1/chat/completions", "application/json", &[&head[..], &filler, tail].concat())
         })
     });
     let refused = (size.uploads - 3) as f64;
