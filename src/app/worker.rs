@@ -40,6 +40,7 @@ struct Worker {
     metrics: Rc<Metrics>,
     ids: Rc<Ids>,
     access_log: Rc<AccessLog>,
+    retries: route::Counters,
     resolver: Rc<Resolver>,
     /// The client, and what it was made of.
     client: RefCell<(client::Settings, Client)>,
@@ -95,10 +96,11 @@ impl Worker {
                 log.flush();
             }
         });
+        let retries = retries(&table);
         let client = RefCell::new((settings, client));
-        let parts = Parts { shared: &shared, ticker: &ticker, metrics: &metrics, ids: &ids, access_log: &access_log };
+        let parts = Parts { shared: &shared, ticker: &ticker, metrics: &metrics, ids: &ids, access_log: &access_log, retries: &retries };
         let edge = RefCell::new(parts.edge(&config, &client.borrow().1));
-        Self { shared, ticker, table, metrics, ids, access_log, resolver, client, config: RefCell::new(config), edge }
+        Self { shared, ticker, table, metrics, ids, access_log, retries, resolver, client, config: RefCell::new(config), edge }
     }
 
     /// Takes every new configuration: requests under way keep the old stack until they end.
@@ -121,6 +123,7 @@ impl Worker {
                 metrics: &self.metrics,
                 ids: &self.ids,
                 access_log: &self.access_log,
+                retries: &self.retries,
             };
             self.edge.replace(parts.edge(&config, &self.client.borrow().1));
             self.config.replace(config);
@@ -135,6 +138,7 @@ struct Parts<'a> {
     metrics: &'a Rc<Metrics>,
     ids: &'a Rc<Ids>,
     access_log: &'a Rc<AccessLog>,
+    retries: &'a route::Counters,
 }
 
 impl Parts<'_> {
@@ -163,6 +167,7 @@ impl Parts<'_> {
                 Arc::clone(&shared.budget),
                 route::Settings::new(&config.routing, config.retry, &config.limits),
                 refresh(shared.refresh.clone()),
+                self.retries.clone(),
             ),
             upstream: Rc::new(Upstream {
                 client: client.clone(),
@@ -240,6 +245,17 @@ fn stats(table: &Table) -> Stats {
         panics: table.counter(Name::Panics, &[]),
         floods: table.counter(Name::Floods, &[]),
         open: table.gauge(Name::ConnectionsOpen, &[]),
+    }
+}
+
+fn retries(table: &Table) -> route::Counters {
+    let reason = |reason| table.counter(Name::Retries, &[("reason", reason)]);
+    route::Counters {
+        connect: reason("connect"),
+        reset: reason("reset"),
+        status: reason("status"),
+        full: reason("full"),
+        body: reason("body"),
     }
 }
 

@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 
-use http::Response;
+use http::{Response, StatusCode};
 use http_body::Body as _;
 use tokio::time::Instant;
 use tower::Service;
@@ -77,7 +77,21 @@ pub struct Context {
     budget: Arc<Budget>,
     settings: Settings,
     refresh: Refresh,
+    counters: Counters,
     rng: Rng,
+}
+
+/// Tries after the first, by what failed before; handles of one worker's table.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    pub connect: metrics::Counter,
+    pub reset: metrics::Counter,
+    /// 502, 503, 504, an empty 500.
+    pub status: metrics::Counter,
+    /// 429.
+    pub full: metrics::Counter,
+    /// The body of an answer whose head was out already.
+    pub body: metrics::Counter,
 }
 
 /// One call and its tries so far.
@@ -177,6 +191,7 @@ where
             return Err(retry::give_up(answer, &self.names));
         }
         let failed = self.names.last().cloned().unwrap_or_default();
+        self.ctx.counters.of(&answer).increment(1);
         let answer = retry::keep(answer, &failed).await;
         match self.place(again).await {
             Ok(permit) => {
@@ -415,8 +430,29 @@ impl Context {
         budget: Arc<Budget>,
         settings: Settings,
         refresh: Refresh,
+        counters: Counters,
     ) -> Rc<Self> {
-        Rc::new(Self { fleet, queue, budget, settings, refresh, rng: Rng::from_entropy() })
+        Rc::new(Self { fleet, queue, budget, settings, refresh, counters, rng: Rng::from_entropy() })
+    }
+}
+
+impl Counters {
+    /// Counts nothing.
+    pub fn noop() -> Self {
+        let noop = metrics::Counter::noop;
+        Self { connect: noop(), reset: noop(), status: noop(), full: noop(), body: noop() }
+    }
+
+    fn of(&self, failed: &Answer) -> &metrics::Counter {
+        match failed {
+            Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => &self.full,
+            Ok(_) => &self.status,
+            Err(error) => match error.kind() {
+                Kind::UpstreamConnect => &self.connect,
+                Kind::UpstreamReset => &self.reset,
+                _ => &self.body,
+            },
+        }
     }
 }
 

@@ -138,8 +138,6 @@ names! {
         "Requests that met a fault of the gateway's own; each was answered with 500.";
     Reloads = Kind::Counter, Count, "config_reloads_total" ["result"]
         "Configuration reloads; `refused` kept the old configuration.";
-    ConfigInfo = Kind::Gauge, Count, "config_info" ["fingerprint"]
-        "Always 1; the label changes with the configuration in use.";
     BuildInfo = Kind::Gauge, Count, "build_info" ["version"]
         "Always 1; the version of this program.";
     LogDropped = Kind::Counter, Count, "log_lines_dropped_total" ["log"]
