@@ -18,7 +18,7 @@ const MIB: usize = 1 << 20;
 /// Of body bytes that one connection may have under way, both sides and the codecs' buffers together.
 const PER_STREAM: f64 = 1.0;
 /// What an allocator may keep of what was freed.
-const LEFT: f64 = 4.0;
+const LEFT: f64 = 8.0;
 
 const CHAT: &str = r#"{"model":"sim","messages":[{"role":"user","content":"hi"}],"max_tokens":2}"#;
 
