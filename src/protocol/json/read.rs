@@ -170,17 +170,16 @@ impl<'a> Reader<'a> {
 
     /// An integer without sign, fraction and exponent that fits, or `None` for any other value.
     pub(crate) fn unsigned(&mut self) -> Result<Option<u64>, Malformed> {
-        self.peek()?;
-        let start = self.at;
-        self.skip()?;
-        let mut value = 0_u64;
-        for byte in &self.bytes[start..self.at] {
-            let next =
-                byte.is_ascii_digit().then(|| value.checked_mul(10)?.checked_add(u64::from(byte - b'0'))).flatten();
-            let Some(next) = next else { return Ok(None) };
-            value = next;
+        if !self.peek()?.is_ascii_digit() {
+            return self.skip().map(|()| None);
         }
-        Ok(Some(value))
+        let start = self.at;
+        self.number()?;
+        let digits = &self.bytes[start..self.at];
+        Ok(digits.iter().try_fold(0_u64, |value, byte| {
+            let digit = byte.wrapping_sub(b'0');
+            if digit > 9 { None } else { value.checked_mul(10)?.checked_add(u64::from(digit)) }
+        }))
     }
 
     /// Whether the value is another one than `null`.

@@ -2,6 +2,8 @@
 //!
 //! [`of_answer`] reads a plain JSON answer; [`StreamMeter`] watches a stream go by and also says whether it was whole.
 
+use std::sync::LazyLock;
+
 use memchr::memmem;
 
 use super::{
@@ -92,12 +94,17 @@ impl Finish {
 /// Reads tokens and finish reason off a whole JSON answer of `endpoint` (for [`Endpoint::Passthrough`]: of whichever
 /// shape it has). What is absent or not JSON counts nothing.
 ///
-/// Embeddings, rerank and score answers are long arrays of numbers with the usage at one end; there it is looked for
-/// from the end, without reading the numbers.
+/// Embeddings, rerank and score answers are long arrays of numbers with the usage at one end, chat answers long texts:
+/// there it is looked for from the end, without reading the rest.
 pub fn of_answer(endpoint: Endpoint, body: &[u8]) -> (Usage, Finish) {
     let numbers = matches!(endpoint, Endpoint::Embeddings | Endpoint::Rerank | Endpoint::Score);
     if numbers && let Some(usage) = trailing_usage(body) {
         return (usage, Finish::None);
+    }
+    if matches!(endpoint, Endpoint::Chat | Endpoint::Completions)
+        && let Some(usage) = trailing_usage(body)
+    {
+        return (usage, finish_reasons(body));
     }
     if matches!(endpoint, Endpoint::Models | Endpoint::Model | Endpoint::CountTokens) {
         return Default::default();
@@ -115,22 +122,36 @@ pub fn of_answer(endpoint: Endpoint, body: &[u8]) -> (Usage, Finish) {
 /// inside a string both quotes would be escaped. It is a top-level member if the value and the members after it are
 /// followed by one closing brace and the end.
 fn trailing_usage(body: &[u8]) -> Option<Usage> {
-    const NAME: &[u8] = b"\"usage\"";
-    let at = memmem::rfind(body, NAME)?;
-    if at == 0 || body[at - 1] == b'\\' {
-        return None;
-    }
-    let mut reader = Reader::from(body, at + NAME.len());
-    if reader.peek().ok()? != b':' {
-        return None;
-    }
-    let mut reader = Reader::from(body, reader.offset() + 1);
+    let at = USAGE.rfind(body)?;
+    let mut reader = value_of_name(body, at, USAGE.needle().len())?;
     let mut counts = Counts::default();
     counts.read(&mut reader).ok()?;
     reader.further_members().ok()?;
     reader.finish().ok()?;
     Some(counts.usage())
 }
+
+/// The reasons of all choices, wherever they stand: the APIs have a member of this name nowhere else.
+fn finish_reasons(body: &[u8]) -> Finish {
+    let name = FINISH_REASON.needle().len();
+    FINISH_REASON
+        .find_iter(body)
+        .filter_map(|at| value_of_name(body, at, name)?.text().ok()?)
+        .fold(Finish::None, |finish, word| finish.join(Finish::parse(&word.decode())))
+}
+
+/// Stands at the value of the member whose quoted name of `length` bytes is at `at`; `None` when it is no name.
+fn value_of_name(body: &[u8], at: usize, length: usize) -> Option<Reader<'_>> {
+    if at == 0 || body[at - 1] == b'\\' {
+        return None;
+    }
+    let mut reader = Reader::from(body, at + length);
+    (reader.peek().ok()? == b':').then(|| Reader::from(body, reader.offset() + 1))
+}
+
+/// Made once: a searcher costs more to make than to use on a short answer.
+static USAGE: LazyLock<memmem::FinderRev<'static>> = LazyLock::new(|| memmem::FinderRev::new(b"\"usage\""));
+static FINISH_REASON: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"finish_reason\""));
 
 /// The members of a `usage` object in any dialect.
 #[derive(Clone, Copy, Debug, Default)]
