@@ -116,9 +116,12 @@ impl Answer {
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }
-        ready!(open.conn.wire.poll_may_read(cx));
         match open.decoder.left() {
-            Some(left) if left > OWN_BUFFER => self.read_own(left, cx),
+            Some(left) if left > OWN_BUFFER => {
+                // No buffer is made for a read that must wait.
+                ready!(open.conn.wire.poll_may_read(cx));
+                self.read_own(left, cx)
+            }
             _ => self.read_scratch(cx),
         }
     }

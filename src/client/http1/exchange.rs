@@ -181,7 +181,6 @@ impl<'a> Exchange<'a> {
             let Some(conn) = &mut self.conn else {
                 return Poll::Ready(Err(self.ended(io::ErrorKind::NotConnected.into())));
             };
-            ready!(conn.wire.poll_may_read(cx));
             let mut scratch = self.worker.scratch.borrow_mut();
             let mut buf = ReadBuf::new(&mut scratch);
             let read = ready!(Pin::new(&mut conn.wire).poll_read(cx, &mut buf));
