@@ -193,11 +193,21 @@ impl Line<'_> {
     }
 }
 
-/// Whether `value` needs no quotes in text and no escapes in JSON. Every byte is looked at: a loop without an exit
-/// looks at many at once.
+/// Whether `value` needs no quotes in text and no escapes in JSON.
 fn is_plain(value: &str) -> bool {
-    value.bytes().fold(true, |plain, b| plain & matches!(b, 0x21..=0x7e) & (b != b'"') & (b != b'\\') & (b != b'='))
+    value.bytes().all(|b| PLAIN[usize::from(b)])
 }
+
+/// The bytes of a plain word.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        plain[byte as usize] = !matches!(byte, b'"' | b'\\' | b'=');
+        byte += 1;
+    }
+    plain
+};
 
 /// As a JSON string.
 fn quote(buffer: &mut Vec<u8>, value: &str) {

@@ -279,11 +279,13 @@ fn upgrade(head: &Parts) -> Result<bool, Error> {
 
 /// How long the client itself waits, as the OpenAI and Anthropic SDKs say it.
 fn patience(headers: &HeaderMap) -> Option<Duration> {
-    // Looked through: most heads have neither, and each look-up by a text would parse and hash it.
-    let named = |wanted: &str| headers.iter().find(|(name, _)| name.as_str() == wanted).map(|(_, value)| value);
+    // Most heads have neither, and each look-up by a text would parse and hash it.
+    if !headers.keys().any(|name| name.as_str().starts_with("x-stainless-")) {
+        return None;
+    }
     ["x-stainless-read-timeout", "x-stainless-timeout"]
         .iter()
-        .find_map(|name| named(name)?.to_str().ok()?.parse::<f64>().ok())
+        .find_map(|name| headers.get(*name)?.to_str().ok()?.parse::<f64>().ok())
         .filter(|seconds| seconds.is_finite() && *seconds > 0.0)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
 }

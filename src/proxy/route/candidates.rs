@@ -47,9 +47,9 @@ pub(super) fn of<'a>(snapshot: &'a Snapshot, call: &Call) -> Candidates<'a> {
 /// Whether the model lists should be read again before `call` is answered by us or by one that is out.
 pub(super) fn wants_refresh(snapshot: &Snapshot, call: &Call) -> bool {
     call.pinned.is_none()
-        && call.model.as_deref().is_some_and(|model| snapshot.candidates(Some(model)).is_none())
         && snapshot.unlisted().every.all.is_empty()
         && !snapshot.backends.is_empty()
+        && call.model.as_deref().is_some_and(|model| snapshot.candidates(Some(model)).is_none())
 }
 
 /// No such model, and all lists are known.
