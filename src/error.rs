@@ -184,12 +184,9 @@ impl Kind {
     pub fn origin(self) -> Origin {
         use Kind::*;
         match self {
-            BadRequest | EndpointNotAllowed | PayloadTooLarge | RequestTimeout
-            | ModelNotFound | ResponseNotFound | UpgradeRequired | UpgradeRefused
-            | LoopDetected | ClientGone => Origin::Downstream,
-            QueueFull | QueueTimeout | BodyMemory | NoHealthyBackend | DeadlineExceeded | Internal => {
-                Origin::Gateway
-            }
+            BadRequest | EndpointNotAllowed | PayloadTooLarge | RequestTimeout | ModelNotFound | ResponseNotFound
+            | UpgradeRequired | UpgradeRefused | LoopDetected | ClientGone => Origin::Downstream,
+            QueueFull | QueueTimeout | BodyMemory | NoHealthyBackend | DeadlineExceeded | Internal => Origin::Gateway,
             UpstreamConnect | UpstreamReset | UpstreamProtocol | UpstreamFailed | UpstreamTimeout | UpstreamSilent
             | StreamCut => Origin::Upstream,
         }

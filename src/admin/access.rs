@@ -114,7 +114,8 @@ mod tests {
     use super::*;
 
     fn head(method: &str, fields: &[(&str, &str)]) -> Parts {
-        let request = fields.iter().fold(http::Request::builder().method(method).uri("/"), |r, (n, v)| r.header(*n, *v));
+        let request =
+            fields.iter().fold(http::Request::builder().method(method).uri("/"), |r, (n, v)| r.header(*n, *v));
         request.body(()).unwrap().into_parts().0
     }
 
@@ -145,7 +146,13 @@ mod tests {
     fn with_a_token_only_who_has_it() {
         let own = rules(Some("s3cret"), false);
         let shared = rules(Some("s3cret"), true);
-        for (given, good) in [(None, false), (Some("Bearer s3cret"), true), (Some("Bearer s3cres"), false), (Some("Basic s3cret"), false), (Some("Bearer s3cret2"), false)] {
+        for (given, good) in [
+            (None, false),
+            (Some("Bearer s3cret"), true),
+            (Some("Bearer s3cres"), false),
+            (Some("Basic s3cret"), false),
+            (Some("Bearer s3cret2"), false),
+        ] {
             let fields: Vec<_> = given.map(|given| ("authorization", given)).into_iter().collect();
             let head = head("GET", &fields);
             assert_eq!(own.admit(&head, "/api/v1/backends").is_ok(), good, "{given:?}");

@@ -97,7 +97,8 @@ impl Admin {
         let report = self.0.readiness.report();
         let ready = report.iter().all(|check| check.outcome.is_ok());
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let verbose = head.uri.query().is_some_and(|query| query.split('&').any(|p| p.split('=').next() == Some("verbose")));
+        let verbose =
+            head.uri.query().is_some_and(|query| query.split('&').any(|p| p.split('=').next() == Some("verbose")));
         if ready && !verbose {
             return text(status, "ok\n");
         }

@@ -1,8 +1,6 @@
 //! The control plane's thread: probes, signals, reload, the admin plane, and the order in which all ends.
 
-use std::{
-    cell::RefCell, convert::Infallible, future::pending, net::SocketAddr, rc::Rc, sync::Arc, time::Duration,
-};
+use std::{cell::RefCell, convert::Infallible, future::pending, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use serde_json::json;
 use tokio::{
@@ -117,7 +115,12 @@ impl Control {
             applied: table.counter(Name::Reloads, &[("result", "applied")]),
             refused: table.counter(Name::Reloads, &[("result", "refused")]),
         };
-        let applier = Rc::new(Applier { shared: Arc::clone(&self.shared), configs: self.configs.clone(), source, log: self.options.log.clone() });
+        let applier = Rc::new(Applier {
+            shared: Arc::clone(&self.shared),
+            configs: self.configs.clone(),
+            source,
+            log: self.options.log.clone(),
+        });
         let reloads = Rc::new(RefCell::new(Some(reloads)));
         tasks.start("reload", OnFailure::Restart, move || {
             // Started again after a failure it hears files only, not signals: those went with the first.
@@ -224,7 +227,8 @@ async fn serve_admin(shared: Arc<Shared>, socket: Socket, ticker: Ticker, drain:
     let limits = shared.config.load().limits;
     let limit = Limit::new(ADMIN_CONNECTIONS);
     let settings = Rc::new(listener::Settings::new(&limits, limit, shared.admin_tls.clone()));
-    let served = listener::serve(socket, settings, ticker, drain, Stats::noop(), move |_| AdminService(Arc::clone(&shared)));
+    let served =
+        listener::serve(socket, settings, ticker, drain, Stats::noop(), move |_| AdminService(Arc::clone(&shared)));
     if let Err(error) = served.await {
         tracing::error!(%error, "the admin plane cannot be served");
     }

@@ -9,7 +9,13 @@ mod live;
 mod probe;
 mod worker;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::{Arc, OnceLock}, thread};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    thread,
+};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,11 +28,7 @@ use crate::{
     control::reload::ReloadStatus,
     fleet::{Fleet, response_ids::ResponseIds},
     listener::{self, BindError, Limit, Socket, tls},
-    proxy::{
-        headers::Via,
-        memory::Memory,
-        route,
-    },
+    proxy::{headers::Via, memory::Memory, route},
     runtime::{
         drain::{Drain, DrainHandle},
         readiness::Readiness,

@@ -39,7 +39,8 @@ impl Asker {
         let target = self.target(&ask.backend)?;
         let path = PathAndQuery::try_from(ask.path).map_err(|e| Fault::Other(e.to_string()))?;
         let headers = credentials(&ask.backend);
-        let (head, body) = self.client.get(&target, &path, &headers, LARGEST).await.map_err(|f| fault(&f, &ask.backend))?;
+        let (head, body) =
+            self.client.get(&target, &path, &headers, LARGEST).await.map_err(|f| fault(&f, &ask.backend))?;
         Ok(Answer { status: head.status, headers: head.headers, body })
     }
 

@@ -17,8 +17,8 @@ use crate::{
     listener::{self, Answering, Peer, Socket, Stats},
     proxy::{
         EdgeService, Inbound,
-        local::Local,
         headers::Forwarded,
+        local::Local,
         normalize::Settings,
         observe::{Ids, Metrics, Observe},
         route,
@@ -98,9 +98,28 @@ impl Worker {
         });
         let retries = retries(&table);
         let client = RefCell::new((settings, client));
-        let parts = Parts { shared: &shared, ticker: &ticker, metrics: &metrics, ids: &ids, access_log: &access_log, retries: &retries };
+        let parts = Parts {
+            shared: &shared,
+            ticker: &ticker,
+            metrics: &metrics,
+            ids: &ids,
+            access_log: &access_log,
+            retries: &retries,
+        };
         let edge = RefCell::new(parts.edge(&config, &client.borrow().1));
-        Self { shared, ticker, table, metrics, ids, access_log, retries, resolver, client, config: RefCell::new(config), edge }
+        Self {
+            shared,
+            ticker,
+            table,
+            metrics,
+            ids,
+            access_log,
+            retries,
+            resolver,
+            client,
+            config: RefCell::new(config),
+            edge,
+        }
     }
 
     /// Takes every new configuration: requests under way keep the old stack until they end.

@@ -8,7 +8,9 @@ use super::{FAILED, print, remote::Remote, talk};
 
 /// Drains a running gateway: readiness off, running answers finish, the process ends. Returns when it has ended.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Examples:\n  sluicegate drain\n  sluicegate drain --admin 127.0.0.1:9091 --token-file /run/secrets/admin")]
+#[command(
+    after_help = "Examples:\n  sluicegate drain\n  sluicegate drain --admin 127.0.0.1:9091 --token-file /run/secrets/admin"
+)]
 pub struct Args {
     #[command(flatten)]
     remote: Remote,

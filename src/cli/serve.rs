@@ -33,12 +33,7 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(log) => log,
         Err(problem) => return failed(&problem),
     };
-    let source = Source {
-        file: loaded.file,
-        env: Env::of_process(),
-        flags: args.config.flags(),
-        watch: loaded.watch,
-    };
+    let source = Source { file: loaded.file, env: Env::of_process(), flags: args.config.flags(), watch: loaded.watch };
     let (listen, backends) = (loaded.config.listen.clone(), loaded.config.backends.len());
     let app = match App::bind(loaded.config, Options { source: Some(source), signals: true, log: Some(log.level()) }) {
         Ok(app) => app,

@@ -136,11 +136,8 @@ pub fn answer(error: &Error, record: &Record) -> Response<Body> {
     if !row.client_retry {
         headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
     }
-    match error.kind() {
-        Kind::UpgradeRequired => {
-            headers.insert(UPGRADE, HeaderValue::from_static("HTTP/1.1"));
-        }
-        _ => {}
+    if error.kind() == Kind::UpgradeRequired {
+        headers.insert(UPGRADE, HeaderValue::from_static("HTTP/1.1"));
     }
     if let Some(value) = proxy_status(error, row) {
         headers.insert(HeaderName::from_static("proxy-status"), value);
@@ -199,7 +196,13 @@ enum Failure {
 impl Honest {
     /// Wraps `body`, whose events are told in `dialect`.
     pub fn body(body: Body, record: &Record, dialect: Option<Dialect>) -> Body {
-        Body::stream(Self { inner: body, dialect, request_id: record.id.clone(), tail: *b"\n\n", failure: Failure::None })
+        Body::stream(Self {
+            inner: body,
+            dialect,
+            request_id: record.id.clone(),
+            tail: *b"\n\n",
+            failure: Failure::None,
+        })
     }
 
     fn event(&self, dialect: Dialect, error: &Error) -> Bytes {

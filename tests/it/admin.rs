@@ -51,7 +51,8 @@ fn events_are_fed() {
 fn strangers_are_refused_and_a_token_opens() {
     let sim = sim(|_| {});
     let gate = Gateway::new(&[&sim], "").healthy();
-    let foreign = Exchange::raw(gate.admin, b"GET /metrics HTTP/1.1\r\nhost: evil.test\r\nconnection: close\r\n\r\n").finish();
+    let foreign =
+        Exchange::raw(gate.admin, b"GET /metrics HTTP/1.1\r\nhost: evil.test\r\nconnection: close\r\n\r\n").finish();
     assert_eq!((foreign.status, &*foreign.code()), (403, "foreign_host"));
 
     let config = format!("admin: same\nadmin_token: s3cret\nbackends: [{{url: '{}'}}]\n", sim.url());

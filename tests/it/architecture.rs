@@ -21,8 +21,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "admin", "control", "proxy", "fleet", "client", "listener", "config", "protocol", "runtime", "error",
-            "body", "telemetry",
+            "admin",
+            "control",
+            "proxy",
+            "fleet",
+            "client",
+            "listener",
+            "config",
+            "protocol",
+            "runtime",
+            "error",
+            "body",
+            "telemetry",
         ],
     ),
     ("cli", &["app", "config", "sim", "control", "proxy", "client", "runtime", "telemetry"]),
@@ -74,7 +84,8 @@ fn stages_of_the_data_plane_do_not_know_each_other() {
 
 #[test]
 fn paths_are_found_in_every_form_of_writing() {
-    let source = "use crate::{a::B, c::{d, e::F}, g};\nfn f() -> crate::h::I { crate::j::k() } // crate::no\nuse crate::l;";
+    let source =
+        "use crate::{a::B, c::{d, e::F}, g};\nfn f() -> crate::h::I { crate::j::k() } // crate::no\nuse crate::l;";
     let found: Vec<_> = paths(source).into_iter().map(|path| path.join("::")).collect();
     assert_eq!(found, ["a::B", "c::d", "c::e::F", "g", "h::I", "j::k", "l"]);
 }
@@ -107,7 +118,8 @@ fn root() -> std::path::PathBuf {
 /// The paths after `crate::`, braces opened up; comments and what follows `mod tests {` are not looked at.
 fn paths(source: &str) -> Vec<Vec<String>> {
     let code = source.split("mod tests {").next().unwrap_or_default();
-    let code: String = code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+    let code: String =
+        code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
     let mut found = Vec::new();
     for (at, _) in code.match_indices("crate::") {
         let whole_word = !code[..at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '$'));

@@ -44,7 +44,10 @@ fn errors_are_documented() {
         std::fs::write(path, errors()).unwrap();
     }
     let written = std::fs::read_to_string(path).unwrap();
-    assert!(written == errors(), "docs/errors.md is not the table of src/proxy/respond.rs; UPDATE=1 cargo test rewrites it");
+    assert!(
+        written == errors(),
+        "docs/errors.md is not the table of src/proxy/respond.rs; UPDATE=1 cargo test rewrites it"
+    );
 }
 
 #[test]
@@ -83,5 +86,8 @@ fn metrics_are_documented() {
         std::fs::write(path, &text).unwrap();
     }
     let written = std::fs::read_to_string(path).unwrap();
-    assert!(written == text, "docs/metrics.md is not the table of src/telemetry/metrics/name.rs; UPDATE=1 cargo test rewrites it");
+    assert!(
+        written == text,
+        "docs/metrics.md is not the table of src/telemetry/metrics/name.rs; UPDATE=1 cargo test rewrites it"
+    );
 }

@@ -107,7 +107,7 @@ fn a_client_that_leaves_frees_the_backend() {
         drop(exchange);
         block_on(sim.until(|state| state.cancelled == before + 1 && state.running == 0));
     }
-    gate.until("/metrics", |text| text.contains("code=\"499\"} 1"));
+    gate.until("/metrics", |text| text.contains("sluicegate_clients_gone_total 2\n"));
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {

@@ -43,7 +43,10 @@ pub fn alone() -> MutexGuard<'static, ()> {
 pub fn descriptors(n: usize) {
     let limit = format!("--nofile={n}:");
     let status = Command::new("prlimit").args(["--pid", &std::process::id().to_string(), &limit]).status();
-    assert!(status.is_ok_and(|status| status.success()), "{n} descriptors are needed: raise the hard limit of ulimit -n");
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "{n} descriptors are needed: raise the hard limit of ulimit -n"
+    );
 }
 
 /// A port that was free a moment ago, below those that the system gives to clients: what was killed can listen there
@@ -390,7 +393,8 @@ impl Kept {
 
     pub fn send(&mut self, method: &str, path: &str, json: &str) -> std::io::Result<()> {
         let address = self.0.get_ref().peer_addr()?;
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-length: {}\r\n\r\n{json}", json.len());
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-length: {}\r\n\r\n{json}", json.len());
         self.0.get_mut().write_all(head.as_bytes())
     }
 

@@ -162,7 +162,9 @@ fn slow_readers_hold_the_backend_back_not_memory() {
 fn slow_reader(gate: SocketAddr, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect(gate).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: gate.test\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nhost: gate.test\r\nconnection: close\r\n\r\n").as_bytes())
+        .unwrap();
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {

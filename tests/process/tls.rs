@@ -48,7 +48,16 @@ struct Got {
 
 fn curl(arguments: &[&str]) -> Got {
     let output = Command::new("curl")
-        .args(["--silent", "--no-buffer", "--max-time", "60", "--noproxy", "*", "--write-out", "\n%{http_version} %{http_code}"])
+        .args([
+            "--silent",
+            "--no-buffer",
+            "--max-time",
+            "60",
+            "--noproxy",
+            "*",
+            "--write-out",
+            "\n%{http_version} %{http_code}",
+        ])
         .args(arguments)
         .output()
         .expect("curl is there");
@@ -143,12 +152,15 @@ fn http_2_without_tls_is_understood_on_the_same_port() {
 fn an_end_under_http_2_finishes_its_streams() {
     let _turn = alone();
     let sim = Sim::start(&["--fault", "stall,after=3"]);
-    let mut gate = Gate::start(&format!("backends: [{{name: a, url: 'http://{}'}}]\ndrain: {{grace: 300s}}\n", sim.addr));
+    let mut gate =
+        Gate::start(&format!("backends: [{{name: a, url: 'http://{}'}}]\ndrain: {{grace: 300s}}\n", sim.addr));
     let url = format!("http://{}/v1/chat/completions", gate.addr);
     let readers: Vec<_> = (0..10)
         .map(|_| {
             let url = url.clone();
-            std::thread::spawn(move || curl(&["--http2-prior-knowledge", "-H", "content-type: application/json", "-d", STREAM, &url]))
+            std::thread::spawn(move || {
+                curl(&["--http2-prior-knowledge", "-H", "content-type: application/json", "-d", STREAM, &url])
+            })
         })
         .collect();
     until("all are under way", || (sim.state()["running"] == 10).then_some(()));

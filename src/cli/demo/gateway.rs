@@ -14,7 +14,8 @@ pub(super) fn start(options: GatewayOptions) -> Result<GatewayHandle, String> {
         .map_err(|problems| config::render(&problems, config::Format::Human))?;
     let app = App::bind(loaded.config, Options::default()).map_err(|error| error.to_string())?;
     let (addr, admin_addr, stop) = (app.listens_at().unwrap_or(options.listen), app.admin_at(), app.stop());
-    let running = thread::Builder::new().name("gateway".into()).spawn(|| app.run()).map_err(|error| error.to_string())?;
+    let running =
+        thread::Builder::new().name("gateway".into()).spawn(|| app.run()).map_err(|error| error.to_string())?;
     let stop = Box::new(move || {
         stop.at_once();
         // The demo ends either way; what went wrong was logged.

@@ -99,7 +99,12 @@ where
     ) -> Option<Self> {
         let suspicions = tokio::sync::Mutex::new(fleet.suspicions()?);
         let refresher = Refresher::new(health.timeout);
-        Some(Self { shared: Rc::new(Shared { fleet, health: RefCell::new(Rc::new(health)), engines, probe }), profile, suspicions, refresher })
+        Some(Self {
+            shared: Rc::new(Shared { fleet, health: RefCell::new(Rc::new(health)), engines, probe }),
+            profile,
+            suspicions,
+            refresher,
+        })
     }
 
     /// From the next probe on.

@@ -131,13 +131,7 @@ impl Gather {
 }
 
 /// A whole plain answer: tokens, finish, id, name.
-fn finished(
-    head: &mut http::response::Parts,
-    body: Body,
-    stage: &Upstream,
-    call: &Call,
-    backend: &Backend,
-) -> Body {
+fn finished(head: &mut http::response::Parts, body: Body, stage: &Upstream, call: &Call, backend: &Backend) -> Body {
     let body = at_once(body, call);
     let Some(whole) = body.as_whole() else { return body };
     account(whole, stage, call, backend);

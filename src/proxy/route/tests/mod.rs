@@ -97,7 +97,8 @@ impl Bench {
             Box::pin(std::future::ready(()))
         });
         let settings = Settings::new(&config.routing, config.retry, &config.limits);
-        let ctx = Context::new(Arc::clone(&fleet), Arc::clone(&queue), Budget::new(), settings, refresh, Counters::noop());
+        let ctx =
+            Context::new(Arc::clone(&fleet), Arc::clone(&queue), Budget::new(), settings, refresh, Counters::noop());
         Self { fleet, queue, ctx, script: Rc::default(), refreshed }
     }
 

@@ -169,8 +169,14 @@ async fn many_threads_lose_no_place_and_no_call() {
                 runtime.block_on(async {
                     let settings = Settings::new(&config.routing, config.retry, &config.limits);
                     let refresh: Refresh = Rc::new(|_| Box::pin(std::future::ready(())));
-                    let ctx =
-                        Context::new(Arc::clone(&fleet), Arc::clone(&queue), Arc::clone(&budget), settings, refresh, Counters::noop());
+                    let ctx = Context::new(
+                        Arc::clone(&fleet),
+                        Arc::clone(&queue),
+                        Arc::clone(&budget),
+                        settings,
+                        refresh,
+                        Counters::noop(),
+                    );
                     let upstream = tower::service_fn(|attempt: Attempt| async move {
                         let Attempt { backend, permit, .. } = attempt;
                         assert!(backend.load().in_flight() <= backend.load().limit().unwrap());
