@@ -64,6 +64,8 @@ pub(super) enum Loose {
 #[derive(Debug)]
 pub struct BindError {
     at: String,
+    /// What sets the address.
+    option: &'static str,
     source: io::Error,
 }
 
@@ -87,9 +89,9 @@ const UNIX_MODE: u32 = 0o660;
 pub fn bind(listen: &Listen, workers: usize) -> Result<Vec<Socket>, BindError> {
     let seats = balance::seats(workers);
     match listen {
-        Listen::Tcp(address) => tcp(*address, seats).map_err(|source| BindError { at: address.to_string(), source }),
+        Listen::Tcp(address) => tcp(*address, seats).map_err(|source| BindError::new(address.to_string(), source)),
         Listen::Unix(path) => {
-            unix(path, seats).map_err(|source| BindError { at: format!("unix:{}", path.display()), source })
+            unix(path, seats).map_err(|source| BindError::new(format!("unix:{}", path.display()), source))
         }
     }
 }
@@ -244,13 +246,26 @@ impl Drop for UnixFile {
     }
 }
 
+impl BindError {
+    fn new(at: String, source: io::Error) -> Self {
+        Self { at, option: "`listen` or --listen", source }
+    }
+
+    /// Says that another option set the address.
+    #[must_use]
+    pub fn by(self, option: &'static str) -> Self {
+        Self { option, ..self }
+    }
+}
+
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { at, source } = self;
+        let Self { at, option, source } = self;
         write!(f, "cannot listen on {at}: ")?;
         match source.kind() {
-            io::ErrorKind::AddrInUse => f.write_str(
-                "another process listens there already; stop it, or choose another address with `listen` or --listen",
+            io::ErrorKind::AddrInUse => write!(
+                f,
+                "another process listens there already; stop it, or choose another address with {option}"
             ),
             io::ErrorKind::PermissionDenied => f.write_str(
                 "no permission; ports below 1024 need CAP_NET_BIND_SERVICE, a unix socket needs a folder this user \
