@@ -158,7 +158,7 @@ impl Applier {
             .map_err(|fields| vec![format!("a change of {} needs a restart", fields.join(", "))])?;
         let shared = &self.shared;
         shared.fleet.apply(&new);
-        shared.limit.set(new.limits.connections);
+        shared.limit.set(super::connections(&new));
         shared.memory.set_limit(new.limits.body_memory);
         if let Some(log) = &self.log {
             log.set(level(new.log.level));

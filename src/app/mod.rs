@@ -30,6 +30,7 @@ use crate::{
     listener::{self, BindError, Limit, Socket, tls},
     proxy::{headers::Via, memory::Memory, route},
     runtime::{
+        descriptors,
         drain::{Drain, DrainHandle},
         readiness::Readiness,
         signal::{Signal, Signals},
@@ -160,7 +161,7 @@ impl App {
             registry: Registry::new(),
             access: if config.log.access { Some(access::stdout().map_err(AppError::Runtime)?) } else { None },
             drain: watched,
-            limit: Limit::new(config.limits.connections),
+            limit: Limit::new(connections(&config)),
             memory: Memory::new(config.limits.body_memory),
             response_ids: ResponseIds::default(),
             via: Via::new(&format!("{:08x}", seed as u32)),
@@ -264,6 +265,20 @@ impl Stop {
         // Full or closed: it is ending already.
         let _ = self.0.try_send(signal);
     }
+}
+
+/// `limits.connections`, or as many as there are descriptors for.
+fn connections(config: &Config) -> usize {
+    let (wanted, room) = (config.limits.connections, descriptors::for_clients(config.workers));
+    if wanted > room {
+        tracing::warn!(
+            wanted,
+            room,
+            "limits.connections is more than this process may have; over `room` clients are refused: raise the limit of \
+             open files (ulimit -n, LimitNOFILE=)"
+        );
+    }
+    wanted.min(room)
 }
 
 /// The configured level in the words of the log.

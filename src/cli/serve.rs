@@ -6,6 +6,7 @@ use super::{ConfigArgs, FAILED, talk};
 use crate::{
     app::{self, App, Options, Source},
     config::{Env, Listen},
+    runtime::descriptors,
     telemetry::logging::Logging,
 };
 
@@ -33,6 +34,7 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(log) => log,
         Err(problem) => return failed(&problem),
     };
+    descriptors::raise();
     let source = Source { file: loaded.file, env: Env::of_process(), flags: args.config.flags(), watch: loaded.watch };
     let (listen, backends) = (loaded.config.listen.clone(), loaded.config.backends.len());
     let app = match App::bind(loaded.config, Options { source: Some(source), signals: true, log: Some(log.level()) }) {

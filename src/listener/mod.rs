@@ -152,8 +152,9 @@ const IDLE: Duration = Duration::from_secs(75);
 const LEAST_BUFFER: usize = 8192;
 /// How long nothing is accepted when descriptors or memory have run out.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Refused clients that are given time to read why; more are closed at once.
-const REFUSALS: usize = 64;
+/// Refused clients that each worker gives time to read why, and the share of the limit that they may be: they have
+/// descriptors too. More are closed at once.
+const REFUSALS: (usize, usize) = (64, 64);
 /// At the end of the grace every task is told to drop what it has; one that does not within this is left behind.
 const DROP_WITHIN: Duration = Duration::from_secs(1);
 
@@ -333,7 +334,8 @@ impl<M: 'static> Worker<M> {
     fn refuse(self: &Rc<Self>, accepted: Accepted) {
         self.stats.refused.increment(1);
         // Nobody who is in the middle of a handshake could read it.
-        if self.settings.tls.is_some() || self.refusing.count.get() >= REFUSALS {
+        let most = (1 + self.settings.limit.most() / REFUSALS.1).min(REFUSALS.0);
+        if self.settings.tls.is_some() || self.refusing.count.get() >= most {
             return;
         }
         let tasks = (Task::of(&self.refusing), self.census());
@@ -380,8 +382,12 @@ impl Limit {
         self.0.open.load(Ordering::Relaxed)
     }
 
+    fn most(&self) -> usize {
+        self.0.most.load(Ordering::Relaxed)
+    }
+
     fn take(&self) -> Option<Slot> {
-        let most = self.0.most.load(Ordering::Relaxed);
+        let most = self.most();
         let slot = Slot(self.clone());
         // The slot is counted first and gives itself back.
         (self.0.open.fetch_add(1, Ordering::Relaxed) < most).then_some(slot)

@@ -1,5 +1,6 @@
 //! Life and death of the process: coarse time, drain, signals, supervised tasks, readiness.
 
+pub mod descriptors;
 pub mod drain;
 pub mod io;
 pub mod pace;
