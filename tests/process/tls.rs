@@ -131,7 +131,7 @@ fn new_certificates_are_taken_from_the_files() {
     second.put(&gate.folder);
     until("the new certificate", || (https(&gate, &["-d", CHAT]).code == 0).then_some(()));
     gate.folder.write("ca.pem", &first.authority);
-    assert_eq!(https(&gate, &["-d", CHAT]).code, 60, "of another authority");
+    assert_ne!(https(&gate, &["-d", CHAT]).code, 0, "of another authority");
 }
 
 #[test]
