@@ -7,7 +7,7 @@ PYTEST := $(TARGET)/venv/bin/python -m pytest
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-real setup lint fmt docs bench fuzz
+.PHONY: help demo test test-rust test-real siege setup lint fmt docs bench fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test-rust: ## the Rust tests alone: no setup needed
 test-real: setup ## two llama.cpp replicas and real client libraries through the release binary
 	$(CARGO) build --release --locked
 	$(PYTEST) -c tests/real/pytest.ini tests/real
+
+siege: ## thousands of connections, slow readers and large uploads against the running gateway: its memory, before and after
+	SLUICEGATE_SIEGE=full $(CARGO) test --locked --test process -- --nocapture memory
 
 lint: ## formatting, clippy, documentation links: warnings are errors
 	$(CARGO) fmt --check
