@@ -142,9 +142,9 @@ impl App {
     pub fn bind(config: Config, options: Options) -> Result<Self, AppError> {
         let sockets = listener::bind(&config.listen, config.workers)?;
         let admin = match &config.admin.at {
-            AdminAt::Tcp(address) => listener::bind(&config::Listen::Tcp(*address), 1)
-                .map_err(|error| error.by("`admin` or --admin"))?
-                .pop(),
+            AdminAt::Tcp(address) => {
+                listener::bind(&config::Listen::Tcp(*address), 1).map_err(|error| error.by("`admin` or --admin"))?.pop()
+            }
             AdminAt::Off | AdminAt::Same => None,
         };
         let reloading = |files: &Option<_>| files.as_ref().map(tls::Reloading::new).transpose();

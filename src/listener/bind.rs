@@ -263,10 +263,9 @@ impl fmt::Display for BindError {
         let Self { at, option, source } = self;
         write!(f, "cannot listen on {at}: ")?;
         match source.kind() {
-            io::ErrorKind::AddrInUse => write!(
-                f,
-                "another process listens there already; stop it, or choose another address with {option}"
-            ),
+            io::ErrorKind::AddrInUse => {
+                write!(f, "another process listens there already; stop it, or choose another address with {option}")
+            }
             io::ErrorKind::PermissionDenied => f.write_str(
                 "no permission; ports below 1024 need CAP_NET_BIND_SERVICE, a unix socket needs a folder this user \
                  may write to",

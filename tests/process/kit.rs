@@ -357,10 +357,6 @@ impl Gate {
         (reload["applied"].as_u64().unwrap(), reload["refused"].as_u64().unwrap(), problems.collect())
     }
 
-    pub fn get(&self, path: &str) -> Answer {
-        Exchange::start(self.addr, "GET", path, &[], b"").finish()
-    }
-
     /// Starts a request whose answer is read later.
     pub fn start_post(&self, path: &str, json: &str) -> Exchange {
         Exchange::start(self.addr, "POST", path, &[("content-type", "application/json")], json.as_bytes())

@@ -4,6 +4,7 @@
 //! [`kit::alone`], so that no two sieges share the machine.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "what was counted is told beside the result")]
 #![expect(unreachable_pub, reason = "nothing of a test binary can be reached")]
 
 mod demo;
