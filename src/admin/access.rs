@@ -53,9 +53,13 @@ impl Rules {
         if matches!(path, "/livez" | "/readyz") || path == "/metrics" && !self.shared {
             return Ok(());
         }
-        let given = head.headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
-        let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
-        if equal(given, token.reveal().as_bytes()) { Ok(()) } else { Err(NO_TOKEN) }
+        if has(head, token) { Ok(()) } else { Err(NO_TOKEN) }
+    }
+
+    /// Whether a probe's caller may read reasons, not just the verdict: they name files and lines. On an address that
+    /// clients share, only who has the token.
+    pub fn tells_reasons(&self, head: &Parts) -> bool {
+        !self.shared || self.token.as_ref().is_some_and(|token| has(head, token))
     }
 
     fn admit_local(&self, head: &Parts) -> Result<(), Refusal> {
@@ -71,6 +75,11 @@ impl Rules {
         // HTTP/1.0 may leave it out; a browser never does.
         host.is_none_or(|host| is_local(name_of(host), self.address))
     }
+}
+
+fn has(head: &Parts, token: &Secret) -> bool {
+    let given = head.headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
+    given.strip_prefix(b"Bearer ").is_some_and(|given| equal(given, token.reveal().as_bytes()))
 }
 
 /// The host without its port and brackets.

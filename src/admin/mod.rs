@@ -59,19 +59,20 @@ impl Admin {
     /// Answers what lies at `path`: the request's own, less [`PREFIX`] where the address is shared. Bodies are not
     /// read: no endpoint has one.
     pub fn answer(&self, head: &Parts, path: &str) -> Response<Body> {
-        match (self.0.rules)().admit(head, path) {
-            Ok(()) => self.endpoint(head, path),
+        let rules = (self.0.rules)();
+        match rules.admit(head, path) {
+            Ok(()) => self.endpoint(head, path, &rules),
             Err(refusal) => refused(refusal),
         }
     }
 
-    fn endpoint(&self, head: &Parts, path: &str) -> Response<Body> {
+    fn endpoint(&self, head: &Parts, path: &str, rules: &Rules) -> Response<Body> {
         let get = matches!(head.method, Method::GET | Method::HEAD);
         let post = head.method == Method::POST;
         let backend = path.strip_prefix("/api/v1/backends/").and_then(|rest| rest.rsplit_once('/'));
         match (path, backend) {
             ("/livez", _) if get => text(StatusCode::OK, "ok\n"),
-            ("/readyz", _) if get => self.readyz(head),
+            ("/readyz", _) if get => self.readyz(head, rules.tells_reasons(head)),
             ("/metrics", _) if get => self.metrics(),
             ("/api/v1/backends", _) if get => answer(StatusCode::OK, &view::backends(&self.0.fleet)),
             ("/api/v1/config", _) if get => answer(StatusCode::OK, &(self.0.config)()),
@@ -93,7 +94,7 @@ impl Admin {
         }
     }
 
-    fn readyz(&self, head: &Parts) -> Response<Body> {
+    fn readyz(&self, head: &Parts, reasons: bool) -> Response<Body> {
         let report = self.0.readiness.report();
         let ready = report.iter().all(|check| check.outcome.is_ok());
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -105,9 +106,10 @@ impl Admin {
         let mut body = String::new();
         for check in report {
             body += &match check.outcome {
-                Ok(detail) if detail.is_empty() => format!("[+]{} ok\n", check.name),
+                Ok(detail) if detail.is_empty() || !reasons => format!("[+]{} ok\n", check.name),
                 Ok(detail) => format!("[+]{} ok: {detail}\n", check.name),
-                Err(reason) => format!("[-]{} failed: {reason}\n", check.name),
+                Err(reason) if reasons => format!("[-]{} failed: {reason}\n", check.name),
+                Err(_) => format!("[-]{} failed\n", check.name),
             };
         }
         text(status, &body)
