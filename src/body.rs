@@ -224,8 +224,10 @@ impl HttpBody for Body {
 fn upload_failed(cause: hyper::Error) -> Error {
     let (kind, what) = if cause.is_timeout() {
         (Kind::RequestTimeout, "the request body came too slowly")
-    } else {
+    } else if cause.is_incomplete_message() || cause.is_closed() || cause.is_canceled() {
         (Kind::ClientGone, "the client stopped before its request was complete")
+    } else {
+        (Kind::BadRequest, "the request's body breaks its framing (RFC 9112 §7)")
     };
     Error::new(kind, what).with_source(cause)
 }

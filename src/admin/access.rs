@@ -79,7 +79,8 @@ impl Rules {
 
 fn has(head: &Parts, token: &Secret) -> bool {
     let given = head.headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
-    given.strip_prefix(b"Bearer ").is_some_and(|given| equal(given, token.reveal().as_bytes()))
+    let Some((scheme, given)) = given.split_at_checked(b"Bearer ".len()) else { return false };
+    scheme.eq_ignore_ascii_case(b"Bearer ") && equal(given, token.reveal().as_bytes())
 }
 
 /// The host without its port and brackets.

@@ -89,9 +89,8 @@ impl Control {
         };
         let drain = self.configs.borrow().drain;
         end(&self.drain, &mut self.orders, drain.delay, drain.grace).await;
-        for task in tasks.finish(TASKS_END_WITHIN).await {
-            tracing::warn!(task, "did not end in time");
-        }
+        // It names those that do not.
+        tasks.finish(TASKS_END_WITHIN).await;
         admin_drain.set(Phase::Ending);
         failed.map_or(Ok(()), |task| Err(AppError::Died(task)))
     }
@@ -102,12 +101,15 @@ impl Control {
         let asker = Asker::of(&configs.borrow(), ticker);
         let Some(prober) = prober(&shared, &configs.borrow(), asker) else { return };
         let prober = Rc::new(prober);
+        let drain = shared.drain.clone();
         tasks.start("health", OnFailure::Restart, move || {
-            probe(Rc::clone(&prober), Rc::clone(&refreshes), configs.clone())
+            until_end(drain.clone(), probe(Rc::clone(&prober), Rc::clone(&refreshes), configs.clone()))
         });
 
         let certificates = Arc::clone(&self.shared);
-        tasks.start("certificates", OnFailure::Restart, move || watch_certificates(Arc::clone(&certificates)));
+        tasks.start("certificates", OnFailure::Restart, move || {
+            until_end(certificates.drain.clone(), watch_certificates(Arc::clone(&certificates)))
+        });
 
         let Some(source) = self.options.source.clone() else { return };
         let table = self.shared.registry.table();
@@ -134,6 +136,14 @@ impl Control {
             let drain = shared.drain.clone();
             Reload::new(files, requests, status, counts.clone(), apply).run(drain)
         });
+    }
+}
+
+/// Runs a task that knows no end of its own: running answers may need it until the last has ended.
+async fn until_end(mut drain: Drain, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = task => {}
+        () = drain.reached(Phase::Ending) => {}
     }
 }
 
@@ -276,7 +286,7 @@ async fn end(drain: &DrainHandle, orders: &mut mpsc::Receiver<Signal>, delay: Du
     drain.set(Phase::Draining);
     if !hurried {
         tokio::select! {
-            () = drain.dry() => return,
+            () = drain.dry() => return drain.set(Phase::Ending),
             () = sleep(grace) => tracing::warn!("drain.grace is over: what still runs is cut"),
             () = again(orders) => tracing::warn!("told to end at once: what still runs is cut"),
         }

@@ -23,7 +23,7 @@ use crate::{
         observe::{Ids, Metrics, Observe},
         route,
         stack::{self, Pieces},
-        upstream::Upstream,
+        upstream::{Targets, Upstream},
     },
     runtime::ticker::Ticker,
     telemetry::{
@@ -41,6 +41,8 @@ struct Worker {
     ids: Rc<Ids>,
     access_log: Rc<AccessLog>,
     retries: route::Counters,
+    /// They and their connections survive a reload.
+    targets: Rc<RefCell<Targets>>,
     resolver: Rc<Resolver>,
     /// The client, and what it was made of.
     client: RefCell<(client::Settings, Client)>,
@@ -97,6 +99,7 @@ impl Worker {
             }
         });
         let retries = retries(&table);
+        let targets = Rc::default();
         let client = RefCell::new((settings, client));
         let parts = Parts {
             shared: &shared,
@@ -105,6 +108,7 @@ impl Worker {
             ids: &ids,
             access_log: &access_log,
             retries: &retries,
+            targets: &targets,
         };
         let edge = RefCell::new(parts.edge(&config, &client.borrow().1));
         Self {
@@ -115,6 +119,7 @@ impl Worker {
             ids,
             access_log,
             retries,
+            targets,
             resolver,
             client,
             config: RefCell::new(config),
@@ -136,6 +141,7 @@ impl Worker {
                 );
                 self.client.replace((settings, client));
             }
+            self.targets.borrow_mut().keep(&config.backends, &self.client.borrow().1);
             let parts = Parts {
                 shared: &self.shared,
                 ticker: &self.ticker,
@@ -143,6 +149,7 @@ impl Worker {
                 ids: &self.ids,
                 access_log: &self.access_log,
                 retries: &self.retries,
+                targets: &self.targets,
             };
             self.edge.replace(parts.edge(&config, &self.client.borrow().1));
             self.config.replace(config);
@@ -158,6 +165,7 @@ struct Parts<'a> {
     ids: &'a Rc<Ids>,
     access_log: &'a Rc<AccessLog>,
     retries: &'a route::Counters,
+    targets: &'a Rc<RefCell<Targets>>,
 }
 
 impl Parts<'_> {
@@ -193,7 +201,7 @@ impl Parts<'_> {
                 ticker: self.ticker.clone(),
                 timeouts: config.timeouts,
                 response_ids: shared.response_ids.clone(),
-                targets: RefCell::default(),
+                targets: Rc::clone(self.targets),
             }),
         })
     }
@@ -241,6 +249,7 @@ impl Service<http::Request<Upload>> for Connection {
     fn call(&self, request: http::Request<Upload>) -> Answering {
         if self.worker.config.borrow().admin.at == AdminAt::Same
             && let Some(path) = request.uri().path().strip_prefix(admin::PREFIX)
+            && (path.is_empty() || path.starts_with('/'))
         {
             let path = path.to_owned();
             let (head, _) = request.into_parts();

@@ -110,6 +110,8 @@ pub struct Head<'a> {
     pub headers: &'a HeaderMap,
     /// Take the place of fields of the same name in `headers`; a `host` here, that of the target's own.
     pub extra: &'a [(HeaderName, HeaderValue)],
+    /// Whether the backend may get this request twice.
+    pub repeatable: bool,
 }
 
 /// Why no answer came.
@@ -154,6 +156,12 @@ impl fmt::Display for Stage {
 impl Failure {
     fn new(stage: Stage, cause: impl Into<Cause>) -> Self {
         Self { stage, cause: cause.into(), timed_out: false, untouched: None }
+    }
+
+    /// The same after an earlier try: if that was sent, nothing later makes the request unsent.
+    fn after(self, sent: bool) -> Self {
+        let unsent = matches!(self.stage, Stage::Connect | Stage::Unsent);
+        if sent && unsent { Self { stage: Stage::Reset, ..self } } else { self }
     }
 }
 
@@ -209,7 +217,7 @@ impl Client {
     /// connection is free again; else the body streams from the connection.
     ///
     /// A reused connection that ends before any byte of an answer is replaced once, unseen, while the body can still
-    /// be sent from its start.
+    /// be sent from its start, and the request may be sent twice or was not sent at all.
     ///
     /// # Errors
     /// See [`Stage`]. What fails after the head fails in the body: [`Kind::StreamCut`] or
@@ -229,20 +237,24 @@ impl Client {
         body: &mut Outgoing,
     ) -> Result<Response<Body>, Failure> {
         let mut fresh = false;
+        // Once a try has left, later ones that fail do not make it unsent.
+        let mut sent = false;
         loop {
-            match self.0.acquire(target, fresh).await? {
+            let link = self.0.acquire(target, fresh).await.map_err(|failure| failure.after(sent))?;
+            match link {
                 Link::Http1(conn) => match exchange::send(&self.0, target, conn, head, body).await {
                     Ok(response) => return Ok(response),
-                    Err(broken) if broken.is_stale() && body.is_intact() && !fresh => {
+                    Err(broken) if broken.is_stale(head.repeatable) && body.is_intact() && !fresh => {
                         self.0.counters.stale.increment(1);
+                        sent = broken.was_sent();
                         fresh = true;
                     }
-                    Err(broken) => return Err(broken.into_failure()),
+                    Err(broken) => return Err(broken.into_failure().after(sent)),
                 },
                 Link::Http2(stream) => match http2::send(stream, target, head, body).await {
                     Ok(response) => return Ok(response),
                     Err(failure) if failure.stage == Stage::Unsent && body.is_intact() && !fresh => fresh = true,
-                    Err(failure) => return Err(failure),
+                    Err(failure) => return Err(failure.after(sent)),
                 },
             }
         }
@@ -268,7 +280,7 @@ impl Client {
         headers: &HeaderMap,
         cap: usize,
     ) -> Result<(Parts, Bytes), Failure> {
-        let head = Head { method: &Method::GET, path, headers, extra: &[] };
+        let head = Head { method: &Method::GET, path, headers, extra: &[], repeatable: true };
         let (parts, body) = self.send(target, head, Body::empty()).await?.into_parts();
         let body = body.read(cap).await.map_err(|error| {
             let stage = if error.kind() == Kind::StreamCut { Stage::Reset } else { Stage::Protocol };

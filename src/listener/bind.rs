@@ -14,9 +14,10 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use socket2::{Domain, Protocol, Socket as RawSocket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::{
@@ -24,6 +25,12 @@ use super::{
     io::Stream,
 };
 use crate::config::Listen;
+
+/// Silence after which the system asks whether a client is still there, and again.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// How long sent bytes, or those questions, may stay unanswered.
+#[cfg(target_os = "linux")]
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One worker's listening socket. Made on the main thread, used up by [`super::serve`] on the worker's.
 #[derive(Debug)]
@@ -203,6 +210,10 @@ fn raw(address: SocketAddr, shared: bool) -> io::Result<RawSocket> {
         // `[::]` means every address of the machine, IPv4 included.
         socket.set_only_v6(false)?;
     }
+    // Accepted sockets inherit these: a client that vanished without a word is noticed, whatever it waits for.
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.bind(&address.into())?;

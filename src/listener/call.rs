@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::{body::Incoming, service::Service};
 
@@ -60,6 +60,9 @@ pub(super) struct Drain {
     pub(super) full: Cell<bool>,
     /// Bytes handed over since this was last taken.
     pub(super) moved: Cell<u64>,
+    /// The answer failed, and its client knows no framing but the end of the connection.
+    pub(super) unframed_failure: Cell<bool>,
+    http10: Cell<bool>,
 }
 
 /// The service of one connection, as hyper is given it.
@@ -105,6 +108,7 @@ where
         let activity = &self.activity;
         activity.requests.set(activity.requests.get() + 1);
         let drain = Rc::new(Drain::default());
+        drain.http10.set(request.version() == Version::HTTP_10);
         *activity.next.borrow_mut() = Some(Rc::clone(&drain));
         let (head, incoming) = request.into_parts();
         let future = match strict::check(&head) {
@@ -178,6 +182,9 @@ impl HttpBody for Answer {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         let drain = &self.drain;
         drain.full.set(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        if matches!(polled, Poll::Ready(Some(Err(_)))) {
+            drain.unframed_failure.set(drain.http10.get());
+        }
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
         {

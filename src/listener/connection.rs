@@ -230,6 +230,9 @@ async fn http1<M, S, B>(
             End::Over => {
                 return match service.peer.take_tunnel() {
                     Some(take) if activity.switched.get() => take(Box::new(stream), early).await,
+                    _ if activity.next.borrow().as_ref().is_some_and(|answer| answer.unframed_failure.get()) => {
+                        stream.reset();
+                    }
                     _ if flow.over.get() => {}
                     _ => linger(session, stream).await,
                 };

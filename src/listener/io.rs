@@ -93,6 +93,17 @@ impl Stream {
         })
     }
 
+    /// Closing it from now on tells the client that something went wrong (RST), where the end of the connection would
+    /// be taken for the end of the answer.
+    pub(super) fn reset(&self) {
+        match self {
+            // A socket that is gone already needs no telling.
+            Self::Tcp(stream) => drop(socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO))),
+            Self::Tls(stream) => stream.get_ref().0.reset(),
+            Self::Unix(_) => {}
+        }
+    }
+
     /// Writes what the socket takes at once and forgets the rest: for a last word to a client that is cut off.
     pub(super) fn last_word(&mut self, bytes: &[u8]) {
         let mut cx = Context::from_waker(std::task::Waker::noop());

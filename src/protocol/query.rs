@@ -15,7 +15,7 @@ pub fn model(query: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Decodes `%XX` (and `+` when `plus`). A `%` without two hex digits stays; bytes that are not UTF-8 become U+FFFD.
-pub(super) fn percent_decode(text: &str, plus: bool) -> Cow<'_, str> {
+pub fn percent_decode(text: &str, plus: bool) -> Cow<'_, str> {
     if !text.bytes().any(|b| b == b'%' || (plus && b == b'+')) {
         return Cow::Borrowed(text);
     }

@@ -264,7 +264,8 @@ impl HttpBody for Honest {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // A length that was announced is kept: breaking it is how the client learns of the cut.
-        self.inner.size_hint()
+        // A stream of events promises no length: its error event would not fit. Any other keeps the one announced, and
+        // breaking it is how the client learns of the cut.
+        if self.dialect.is_some() { SizeHint::default() } else { self.inner.size_hint() }
     }
 }

@@ -124,16 +124,17 @@ impl Deadline {
     /// Ready once it has ended.
     pub fn poll_over(&self, cx: &mut Context<'_>) -> Poll<()> {
         let now = self.ticker.now();
-        self.slot(|slot| {
-            if slot.at <= now {
-                return Poll::Ready(());
-            }
-            match &mut slot.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                empty => *empty = Some(cx.waker().clone()),
-            }
-            Poll::Pending
-        })
+        let (over, known) =
+            self.slot(|slot| (slot.at <= now, slot.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))));
+        if over {
+            return Poll::Ready(());
+        }
+        if !known {
+            // The old waker is dropped outside of the borrow: what it drops may have deadlines of its own.
+            let old = self.slot(|slot| slot.waker.replace(cx.waker().clone()));
+            drop(old);
+        }
+        Poll::Pending
     }
 
     /// Waits until it has ended.

@@ -131,3 +131,76 @@ fn paths_outside_of_passthrough_are_closed() {
     }
     assert_eq!(gate.get("/metrics").code(), "endpoint_not_allowed");
 }
+
+/// A backend of a few lines: answers every POST with `answer`, in one write, and closes.
+fn canned(answer: &'static str) -> std::net::SocketAddr {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut read = [0; 4096];
+            let n = stream.read(&mut read).unwrap_or(0);
+            let answer =
+                if read[..n].starts_with(b"POST") { answer } else { "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n" };
+            let _gone = stream.write_all(answer.as_bytes());
+        }
+    });
+    addr
+}
+
+const UNFINISHED: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n";
+
+#[test]
+fn a_stream_that_came_in_one_piece_and_is_not_finished_does_not_look_whole() {
+    let by_chunk = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{UNFINISHED}\r\n0\r\n\r\n",
+        UNFINISHED.len()
+    );
+    let by_length = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n{UNFINISHED}",
+        UNFINISHED.len()
+    );
+    let done = format!("{UNFINISHED}data: [DONE]\n\n");
+    let only_done =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n{done}", done.len());
+    for answer in [by_chunk, by_length, only_done] {
+        let backend = canned(answer.leak());
+        let gate =
+            Gateway::with_config(&format!("backends: [{{url: 'http://{backend}', models: any, engine: openai}}]\n"));
+        let answer = gate.post("/v1/chat/completions", STREAM);
+        assert!(!answer.whole && answer.text().contains("\"code\":\"stream_cut\""), "{answer:?}");
+    }
+}
+
+#[test]
+fn an_http10_client_sees_a_cut_too() {
+    let sim = sim(|_| {});
+    let gate = Gateway::new(&[&sim], "").healthy();
+    sim.fault(Fault::new(Kind::CleanFin).after(2).times(1));
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        STREAM.len()
+    );
+    let mut exchange = crate::support::Exchange::raw(gate.addr, format!("{head}{STREAM}").as_bytes());
+    assert!(exchange.is_reset(), "the end of the connection is the end of an HTTP/1.0 answer: it must not be clean");
+}
+
+#[test]
+fn dot_segments_do_not_climb_out_of_a_passthrough_list() {
+    let sim = sim(|_| {});
+    let gate = Gateway::new(&[&sim], "routing: {passthrough: [/open]}\n").healthy();
+    for path in ["/open/../sim/state", "/open/%2e%2E/x", "/open/..%2fx", "/open/..%5cx", "/open/./x"] {
+        assert_eq!(gate.get(path).code(), "endpoint_not_allowed", "{path}");
+    }
+}
+
+#[test]
+fn memory_is_reserved_for_what_came() {
+    let sim = sim(|_| {});
+    let gate = Gateway::new(&[&sim], "limits: {request_body: 1MiB, body_memory: 2MiB}\n").healthy();
+    let promise = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n{";
+    let _held: Vec<_> = (0..8).map(|_| crate::support::Exchange::raw(gate.addr, promise)).collect();
+    assert_eq!(gate.post("/v1/chat/completions", CHAT).status, 200);
+}

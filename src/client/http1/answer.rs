@@ -216,7 +216,7 @@ impl Body for Answer {
                 Some(left) => SizeHint::with_exact(here.saturating_add(left)),
                 None => SizeHint::default(),
             },
-            None if self.error.is_some() => SizeHint::default(),
+            None if self.error.is_some() || self.trailers.is_some() => SizeHint::default(),
             None => SizeHint::with_exact(here),
         }
     }

@@ -45,9 +45,14 @@ enum Why {
 }
 
 impl Broken {
-    /// Whether the backend most likely closed the idle connection while this request was on its way.
-    pub(in crate::client) fn is_stale(&self) -> bool {
-        self.stale && matches!(self.why, Why::Ended(_))
+    /// Whether the backend most likely closed the idle connection while this request was on its way. One that must
+    /// not come twice may have been read before that.
+    pub(in crate::client) fn is_stale(&self, repeatable: bool) -> bool {
+        self.stale && matches!(self.why, Why::Ended(_)) && (repeatable || !self.sent)
+    }
+
+    pub(in crate::client) fn was_sent(&self) -> bool {
+        self.sent
     }
 
     pub(in crate::client) fn into_failure(self) -> Failure {

@@ -88,7 +88,7 @@ async fn fields_of_http1_stay_behind_and_grpc_says_te() {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("99"));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"));
         let path = PathAndQuery::from_static("/x");
-        let head = Head { method: &Method::POST, path: &path, headers: &headers, extra: &[] };
+        let head = Head { method: &Method::POST, path: &path, headers: &headers, extra: &[], repeatable: true };
         let answered = client.send(&target, head, Body::whole(&b"hello"[..])).await.unwrap();
         assert!(see(answered).await.is(b"ok"));
     };
@@ -191,7 +191,7 @@ async fn reset_in_body(reason: Reason) {
     };
     let request = async {
         let (path, headers) = (PathAndQuery::from_static("/x"), HeaderMap::new());
-        let head = Head { method: &Method::GET, path: &path, headers: &headers, extra: &[] };
+        let head = Head { method: &Method::GET, path: &path, headers: &headers, extra: &[], repeatable: true };
         let response = client.send(&target, head, Body::empty()).await.unwrap();
         head_came.send(()).unwrap();
         see(response).await

@@ -100,7 +100,7 @@ pub(super) fn fields(map: &HeaderMap) -> Vec<(String, String)> {
 pub(super) async fn fetch(client: &Client, target: &Arc<Target>, method: Method, body: Body) -> Seen {
     let path = PathAndQuery::from_static("/x");
     let headers = HeaderMap::new();
-    let head = Head { method: &method, path: &path, headers: &headers, extra: &[] };
+    let head = Head { method: &method, path: &path, headers: &headers, extra: &[], repeatable: true };
     match client.send(target, head, body).await {
         Err(failure) => Seen::Failed(failure.stage),
         Ok(response) => see(response).await,

@@ -61,7 +61,7 @@ async fn a_whole_answer_frees_its_connection_before_it_is_read() {
     let mut backend = plug(&client, &target, 0);
     let path = PathAndQuery::from_static("/x");
     let headers = HeaderMap::new();
-    let head = Head { method: &Method::GET, path: &path, headers: &headers, extra: &[] };
+    let head = Head { method: &Method::GET, path: &path, headers: &headers, extra: &[], repeatable: true };
     let (response, _) = tokio::join!(client.send(&target, head, Body::empty()), answer(&mut backend, OK));
     assert_eq!(client.idle(&target), 1);
     assert_eq!(&response.unwrap().body().as_whole().unwrap()[..], b"ok");
@@ -268,7 +268,7 @@ async fn a_retired_target_keeps_running_answers_and_nothing_else() {
     let mut busy = plug(&client, &target, 0);
     let path = PathAndQuery::from_static("/x");
     let headers = HeaderMap::new();
-    let head = Head { method: &Method::GET, path: &path, headers: &headers, extra: &[] };
+    let head = Head { method: &Method::GET, path: &path, headers: &headers, extra: &[], repeatable: true };
     let half = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nhe";
     let (response, _) = tokio::join!(client.send(&target, head, Body::empty()), answer(&mut busy, half));
     let mut idle = plug(&client, &target, 0);
@@ -303,7 +303,7 @@ async fn a_dropped_body_closes_its_connection() {
     let mut backend = plug(&client, &target, 0);
     let path = PathAndQuery::from_static("/x");
     let headers = HeaderMap::new();
-    let head = Head { method: &Method::GET, path: &path, headers: &headers, extra: &[] };
+    let head = Head { method: &Method::GET, path: &path, headers: &headers, extra: &[], repeatable: true };
     let started = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n";
     let (response, _) = tokio::join!(client.send(&target, head, Body::empty()), answer(&mut backend, started));
     let mut body = response.unwrap().into_body();
@@ -329,7 +329,7 @@ async fn the_connect_timeout_covers_the_name() {
     let target = target(&url(Scheme::Http, "silent.example", 80));
     let path = PathAndQuery::from_static("/x");
     let headers = HeaderMap::new();
-    let head = Head { method: &Method::GET, path: &path, headers: &headers, extra: &[] };
+    let head = Head { method: &Method::GET, path: &path, headers: &headers, extra: &[], repeatable: true };
     let start = tokio::time::Instant::now();
     let failure = client.send(&target, head, Body::empty()).await.unwrap_err();
     assert_eq!((failure.stage, failure.timed_out), (Stage::Connect, true));

@@ -20,7 +20,7 @@ async fn written(
 ) -> String {
     let mut backend = plug(client, target, 0);
     let path = PathAndQuery::from_static("/v1/chat?x=%20y");
-    let head = Head { method: &method, path: &path, headers: &headers, extra };
+    let head = Head { method: &method, path: &path, headers: &headers, extra, repeatable: true };
     let serve = async {
         let mut all = Vec::new();
         while !all.ends_with(end.as_bytes()) {
@@ -119,7 +119,9 @@ async fn hosts_are_written_as_urls_write_them() {
 async fn upgrade(client: &Client, target: &Arc<Target>) -> Result<Upgraded, Failure> {
     let path = PathAndQuery::from_static("/v1/realtime");
     let headers = map(&[("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")]);
-    client.upgrade(target, Head { method: &Method::GET, path: &path, headers: &headers, extra: &[] }).await
+    client
+        .upgrade(target, Head { method: &Method::GET, path: &path, headers: &headers, extra: &[], repeatable: true })
+        .await
 }
 
 #[tokio::test]

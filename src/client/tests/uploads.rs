@@ -97,7 +97,8 @@ async fn a_body_that_fails_is_the_requests_fault() {
         let target = nowhere();
         let mut backend = plug(&client, &target, 0);
         let path = PathAndQuery::from_static("/x");
-        let head = Head { method: &Method::POST, path: &path, headers: &HeaderMap::new(), extra: &[] };
+        let head =
+            Head { method: &Method::POST, path: &path, headers: &HeaderMap::new(), extra: &[], repeatable: true };
         let failure = client.send(&target, head, Body::stream(body)).await.unwrap_err();
         assert_eq!(failure.stage, Stage::Request);
         assert_eq!(failure.cause.downcast_ref::<Error>().unwrap().kind(), kind);
@@ -115,7 +116,7 @@ async fn a_body_that_fails_after_the_head_cuts_the_answer() {
     let sent = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n";
     let path = PathAndQuery::from_static("/x");
     let headers = HeaderMap::new();
-    let head = Head { method: &Method::POST, path: &path, headers: &headers, extra: &[] };
+    let head = Head { method: &Method::POST, path: &path, headers: &headers, extra: &[], repeatable: true };
     let body = Body::stream(Fails { after: 3 });
     let (sent, _) = tokio::join!(client.send(&target, head, body), answer(&mut backend, sent));
     let seen = see(sent.unwrap()).await;

@@ -8,7 +8,9 @@
 
 mod payload;
 
-use std::{borrow::Cow, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow, collections::HashMap, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Version, header, request::Parts};
@@ -66,6 +68,17 @@ where
     })
 }
 
+/// `read`, no longer than until `end`. A body that is there already costs no timer.
+async fn within<T>(end: Instant, read: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let mut read = pin!(read);
+    if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await {
+        return done;
+    }
+    tokio::time::timeout_at(end, read).await.unwrap_or_else(|_| {
+        Err(Error::new(Kind::RequestTimeout, "timeouts.total ran out before the request's body was complete"))
+    })
+}
+
 /// Where in a request the model was named.
 #[derive(Default)]
 struct Named {
@@ -116,7 +129,7 @@ impl Settings {
             Passthrough::All => true,
             Passthrough::Known => endpoint != Endpoint::Passthrough,
             Passthrough::Paths(prefixes) => {
-                endpoint != Endpoint::Passthrough || prefixes.iter().any(|prefix| below(path, prefix))
+                endpoint != Endpoint::Passthrough || !climbs(path) && prefixes.iter().any(|prefix| below(path, prefix))
             }
         };
         if allowed {
@@ -138,7 +151,7 @@ impl Settings {
             return Ok((Payload::upload(body), named));
         }
         let asked_at = Instant::now();
-        let (bytes, share) = payload::read(body, self.cap, &self.memory).await?;
+        let (bytes, share) = within(record.start + self.total, payload::read(body, self.cap, &self.memory)).await?;
         record.receiving.set(asked_at.elapsed());
         record.received.set(bytes.len() as u64);
         let (bytes, mut named) = match form {
@@ -233,6 +246,12 @@ fn form_of(head: &Parts, endpoint: Endpoint) -> Form {
     } else {
         Form::Opaque
     }
+}
+
+/// Whether `path` may lead elsewhere in a server that resolves dot segments, also percent-encoded or behind `\\`.
+fn climbs(path: &str) -> bool {
+    let decoded = query::percent_decode(path, false);
+    decoded.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
 }
 
 /// Whether `path` is `prefix` or lies below it.

@@ -19,7 +19,8 @@ use crate::{
     },
 };
 
-/// Reads all of `body`: at most `cap` bytes, its memory reserved before it is read where the length is announced.
+/// Reads all of `body`: at most `cap` bytes. Memory is reserved for what has come, not for what is announced: a client
+/// that promises much and sends little holds little.
 /// A body that came in one piece is not copied. Trailers are dropped: a whole body is framed by its length.
 ///
 /// # Errors
@@ -27,7 +28,6 @@ use crate::{
 pub(super) async fn read(body: Upload, cap: usize, memory: &Memory) -> Result<(Bytes, Reservation), Error> {
     let announced = announced(&body, cap)?;
     let mut share = memory.reserve();
-    share.grow(announced.unwrap_or(0))?;
     let mut body = Body::upload(body);
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();

@@ -5,6 +5,9 @@ use std::time::Duration;
 use super::{Story, endpoint_name};
 use crate::{protocol::usage::Finish, telemetry::access::Line};
 
+/// Of a model's name, in bytes.
+const LONGEST_MODEL: usize = 128;
+
 /// Fills in the fields of `story`, in the order they are read.
 pub(super) fn write(line: &mut Line<'_>, story: &Story, took: Duration) {
     let record = &story.record;
@@ -18,7 +21,7 @@ pub(super) fn write(line: &mut Line<'_>, story: &Story, took: Duration) {
     }
     line.text("endpoint", endpoint_name(record.endpoint));
     if let Some(model) = &*record.model.borrow() {
-        line.text("model", model);
+        line.text("model", shown(model));
     }
     if record.stream.get() {
         line.flag("stream", true);
@@ -57,4 +60,9 @@ pub(super) fn write(line: &mut Line<'_>, story: &Story, took: Duration) {
     } else if story.left {
         line.text("cut", "client_gone");
     }
+}
+
+/// A client may call a model anything, at any length.
+fn shown(model: &str) -> &str {
+    &model[..model.floor_char_boundary(LONGEST_MODEL)]
 }

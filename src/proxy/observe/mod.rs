@@ -11,7 +11,7 @@ mod metrics;
 use std::{cell::RefCell, convert::Infallible, rc::Rc, time::SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use http_body::Body as _;
 use tokio::time::Instant;
 use tower::{Service, service_fn};
@@ -161,6 +161,9 @@ impl Story {
         self.status = self.error.map_or(response.status().as_u16(), respond::status_of);
         self.overhead = self.gateway_time();
         self.dress(&mut response);
+        if self.record.method == Method::HEAD {
+            response = without_body(response);
+        }
         // A tunnel is no body: its story ends with the handshake.
         response.map(|body| body.with_tail(self))
     }
@@ -212,6 +215,15 @@ impl Story {
         }
         HeaderValue::from_bytes(&text).ok()
     }
+}
+
+/// The head of an answer to HEAD says the length of the body that is left out.
+fn without_body(response: Response) -> Response {
+    let (mut head, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
+        head.headers.entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(length));
+    }
+    Response::from_parts(head, crate::body::Body::empty())
 }
 
 /// What comes in pieces ends honestly.

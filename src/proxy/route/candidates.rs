@@ -63,7 +63,12 @@ pub(super) fn model_not_found(snapshot: &Snapshot, model: &str) -> Error {
     if names.len() > TOLD {
         exist.push_str(&format!(" and {} more (see /v1/models)", names.len() - TOLD));
     }
-    Error::new(Kind::ModelNotFound, format!("the model `{model}` does not exist; {exist}")).param("model")
+    Error::new(Kind::ModelNotFound, format!("the model `{}` does not exist; {exist}", shown(model))).param("model")
+}
+
+/// A client may call a model anything, at any length.
+fn shown(model: &str) -> &str {
+    &model[..model.floor_char_boundary(128)]
 }
 
 /// Nobody can be tried.
@@ -75,7 +80,9 @@ pub(super) fn nobody(snapshot: &Snapshot, call: &Call) -> Error {
     let text = match (snapshot.backends.len(), &call.model) {
         (0, _) => "no backend is configured".to_owned(),
         (count, None) => format!("all {count} backends are draining; try again later"),
-        (_, Some(model)) => format!("every backend that may serve `{model}` is draining; try again later"),
+        (_, Some(model)) => {
+            format!("every backend that may serve `{}` is draining; try again later", shown(model))
+        }
     };
     Error::new(Kind::NoHealthyBackend, text).after(std::time::Duration::from_secs(5))
 }

@@ -28,7 +28,7 @@ use crate::{
     protocol::{
         endpoint::{Dialect, Endpoint},
         rename::{Renamer, rename_in_answer},
-        usage::{self, Finish, StreamMeter},
+        usage::{self, StreamMeter},
     },
     proxy::{Response, call::Call},
 };
@@ -66,7 +66,8 @@ pub(super) fn guard(
     }
     let metered = framing.is_some() && head.status == StatusCode::OK;
     let renamed = good && call.alias.is_some();
-    if renamed {
+    // A stream that turns out to be cut at its very end must be able to say so: no length is promised.
+    if framing.is_some() || renamed {
         head.headers.remove(header::CONTENT_LENGTH);
     }
     let gather = match framing {
@@ -173,7 +174,7 @@ fn renamed(whole: &[u8], call: &Call) -> Option<Bytes> {
 
 /// Whether a stream whose framing is complete ended before it was finished, and did not say so itself.
 fn is_cut(meter: &StreamMeter) -> bool {
-    !(meter.is_whole() || meter.saw_error() || meter.saw_done() || meter.overflowed() || meter.finish() != Finish::None)
+    !(meter.is_whole() || meter.saw_error() || meter.overflowed())
 }
 
 /// A body that watches the clocks and what goes by.
@@ -286,7 +287,10 @@ impl Guarded {
     fn fail(&mut self, mut error: Error) -> Polled {
         self.settle();
         let fault = matches!(error.kind(), Kind::StreamCut | Kind::UpstreamProtocol | Kind::UpstreamSilent);
-        if fault && self.call.record.first_byte.get().is_none() {
+        // Silence carries its own answer: dead may be tried again, a limit that ran out may not.
+        if matches!(error.kind(), Kind::StreamCut | Kind::UpstreamProtocol)
+            && self.call.record.first_byte.get().is_none()
+        {
             error = error.retry(Retry::Safe);
         }
         self.state = State::Ended;
@@ -310,6 +314,10 @@ impl Guarded {
             }
         };
         self.permit = None;
+        // An answer whose body turned out to be empty.
+        if self.call.record.first_byte.get().is_none() && !self.seen.told {
+            self.backend.report(Outcome::Answered { ttft: None });
+        }
         let rest = match (last.is_empty(), rest.is_empty()) {
             (true, _) => rest,
             (_, true) => last,
@@ -374,7 +382,7 @@ impl HttpBody for Guarded {
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.renamer.is_some() || matches!(self.gather, Gather::Held(_)) {
+        if self.hold.is_some() || matches!(self.gather, Gather::Held(_)) {
             return SizeHint::default();
         }
         self.inner.size_hint()

@@ -14,6 +14,7 @@ mod tunnel;
 
 use std::{
     cell::RefCell,
+    collections::HashMap,
     future::poll_fn,
     pin::{Pin, pin},
     rc::Rc,
@@ -30,11 +31,14 @@ use tower::{Service, service_fn};
 use self::timeout::{Over, Silence};
 use super::{Response, attempt::Attempt, call::Call, headers::strip_response};
 use crate::{
-    client::{Client, Failure, Head, Stage, Target},
-    config::Timeouts,
-    error::{Error, Kind, Retry},
+    client::{Client, Failure, Head, Stage, Target, Upgraded},
+    config::{self, BackendUrl, ClientTls, Timeouts},
+    error::{Error, Kind, Origin, Retry},
     fleet::{Backend, Outcome, response_ids::ResponseIds},
-    runtime::ticker::{Deadline, Ticker},
+    runtime::{
+        io::Duplex,
+        ticker::{Deadline, Ticker},
+    },
 };
 
 /// What the stage needs.
@@ -44,8 +48,15 @@ pub struct Upstream {
     pub ticker: Ticker,
     pub timeouts: Timeouts,
     pub response_ids: ResponseIds,
-    /// Targets by backend id, made at first use.
-    pub targets: RefCell<Vec<Option<Arc<Target>>>>,
+    pub targets: Rc<RefCell<Targets>>,
+}
+
+/// Where backends are reached, by backend id; made at first use. Kept over reloads, with the connections that hang on
+/// them: a backend of the same address and TLS keeps its target even under a new id.
+#[derive(Debug, Default)]
+pub struct Targets {
+    by_id: Vec<Option<Arc<Target>>>,
+    by_address: HashMap<(BackendUrl, ClientTls), Arc<Target>>,
 }
 
 /// The stage.
@@ -57,7 +68,11 @@ pub fn upstream(
         let stage = Rc::clone(&stage);
         async move {
             let backend = Arc::clone(&attempt.backend);
-            stage.send(attempt).await.map_err(|error| error.at(&backend.spec.name))
+            let sent = stage.send(attempt).await;
+            sent.map_err(|error| match error.kind().origin() {
+                Origin::Downstream => error,
+                _ => error.at(&backend.spec.name),
+            })
         }
     })
 }
@@ -68,23 +83,30 @@ impl Upstream {
         let target = self.target(&backend)?;
         let started = Instant::now();
         let own = own_credentials(&call, &backend);
-        let head =
-            Head { method: &call.method, path: &call.path, headers: own.as_ref().unwrap_or(&call.headers), extra: &[] };
+        let head = Head {
+            method: &call.method,
+            path: &call.path,
+            headers: own.as_ref().unwrap_or(&call.headers),
+            extra: &[],
+            repeatable: call.repeatable,
+        };
         let mut watch = self.watch(&call, &backend, started);
-        let mut response = if call.tunnel {
+        let (sent, stream) = if call.tunnel {
             // Boxed: rare, and every call would carry the room for it.
-            let upgraded = watch.guard(Box::pin(self.client.upgrade(&target, head)).as_mut()).await;
-            let upgraded = self.reported(upgraded, &call, &backend)?;
-            return Ok(tunnel::join(upgraded, &call, permit));
+            split(watch.guard(Box::pin(self.client.upgrade(&target, head)).as_mut()).await)
         } else {
-            let sent = watch.guard(pin!(self.client.send(&target, head, body))).await;
-            self.reported(sent, &call, &backend)?
+            (watch.guard(pin!(self.client.send(&target, head, body))).await, None)
         };
         let now = Instant::now();
         let record = &call.record;
         record.waited.set(record.waited.get() + (now - started));
+        let mut response = self.reported(sent, &call, &backend)?;
         record.head.set(Some(now));
         backend.note_bytes();
+        if let Some(stream) = stream {
+            backend.report(Outcome::Answered { ttft: None });
+            return Ok(tunnel::join(response, stream, &call, permit));
+        }
         // A head that tells enough is reported here, any other with its body: one outcome per answer.
         let told = of_head(&response).map(|outcome| backend.report(outcome)).is_some();
         strip_response(response.headers_mut());
@@ -100,23 +122,14 @@ impl Upstream {
     }
 
     fn target(&self, backend: &Backend) -> Result<Arc<Target>, Error> {
-        let slot = backend.id as usize;
-        if let Some(Some(target)) = self.targets.borrow().get(slot) {
+        let slot = usize::try_from(backend.id).unwrap_or(usize::MAX);
+        if let Some(Some(target)) = self.targets.borrow().by_id.get(slot) {
             return Ok(Arc::clone(target));
         }
-        let target = Target::new(&backend.spec.url, &backend.spec.tls).map_err(|problem| {
-            Error::new(Kind::UpstreamConnect, format!("TLS towards {} cannot be set up: {problem}", backend.spec.name))
-                .retry(Retry::Unsent)
-        })?;
-        let mut targets = self.targets.borrow_mut();
-        if targets.len() <= slot {
-            targets.resize(slot + 1, None);
-        }
-        targets[slot] = Some(Arc::clone(&target));
-        Ok(target)
+        self.targets.borrow_mut().make(slot, backend)
     }
 
-    fn reported<T>(&self, sent: Result<Result<T, Failure>, Error>, call: &Call, backend: &Backend) -> Result<T, Error> {
+    fn reported(&self, sent: Sent<Response>, call: &Call, backend: &Backend) -> Result<Response, Error> {
         let mut failure = match sent {
             Ok(Ok(response)) => return Ok(response),
             Ok(Err(failure)) => failure,
@@ -204,6 +217,53 @@ impl Watch {
                     .retry(Retry::Safe)
             }
         })
+    }
+}
+
+impl Targets {
+    /// Keeps what a new configuration still names. Targets with certificate files are made anew: the files may have
+    /// changed. Connections of the others close once their answers have ended.
+    pub fn keep(&mut self, backends: &[Arc<config::Backend>], client: &Client) {
+        self.by_id.clear();
+        self.by_address.retain(|(url, tls), target| {
+            let files = tls.ca.is_some() || tls.client_cert.is_some();
+            let stays = !files && backends.iter().any(|backend| backend.url == *url && backend.tls == *tls);
+            if !stays {
+                client.retire(target);
+            }
+            stays
+        });
+    }
+
+    fn make(&mut self, slot: usize, backend: &Backend) -> Result<Arc<Target>, Error> {
+        let key = (backend.spec.url.clone(), backend.spec.tls.clone());
+        let target = match self.by_address.get(&key) {
+            Some(target) => Arc::clone(target),
+            None => {
+                let target = Target::new(&key.0, &key.1).map_err(|problem| {
+                    let text = format!("TLS towards {} cannot be set up: {problem}", backend.spec.name);
+                    Error::new(Kind::UpstreamConnect, text).retry(Retry::Unsent)
+                })?;
+                self.by_address.insert(key, Arc::clone(&target));
+                target
+            }
+        };
+        if self.by_id.len() <= slot {
+            self.by_id.resize(slot + 1, None);
+        }
+        self.by_id[slot] = Some(Arc::clone(&target));
+        Ok(target)
+    }
+}
+
+type Sent<T> = Result<Result<T, Failure>, Error>;
+
+/// The answer to a handshake, and the backend's side of the tunnel where it is a 101.
+fn split(upgraded: Sent<Upgraded>) -> (Sent<Response>, Option<Box<dyn Duplex>>) {
+    match upgraded {
+        Ok(Ok(Upgraded { response, stream })) => (Ok(Ok(response)), stream),
+        Ok(Err(failure)) => (Ok(Err(failure)), None),
+        Err(error) => (Err(error), None),
     }
 }
 

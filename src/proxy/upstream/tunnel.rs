@@ -7,18 +7,15 @@ use http::{HeaderValue, header};
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 
 use crate::{
-    client::Upgraded,
     fleet::Permit,
     proxy::{Response, call::Call, headers::strip_response},
     runtime::io::Duplex,
 };
 
-/// The answer to the handshake; where it is a 101, the listener hands the client's side over once it is sent.
-pub(super) fn join(upgraded: Upgraded, call: &Rc<Call>, permit: Permit) -> Response {
-    let Upgraded { mut response, stream } = upgraded;
+/// The 101; the listener hands the client's side over once it is sent.
+pub(super) fn join(mut response: Response, backend: Box<dyn Duplex>, call: &Rc<Call>, permit: Permit) -> Response {
     let protocol = response.headers().get(header::UPGRADE).cloned();
     strip_response(response.headers_mut());
-    let Some(backend) = stream else { return response };
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     response.headers_mut().insert(header::UPGRADE, protocol.unwrap_or(HeaderValue::from_static("websocket")));
     call.record.peer.tunnel(Box::new(move |client, early| Box::pin(relay(client, early, backend, permit))));

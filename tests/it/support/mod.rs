@@ -196,6 +196,18 @@ impl Exchange {
         }
     }
 
+    /// Reads to the end, and tells whether it was a reset.
+    pub fn is_reset(&mut self) -> bool {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
+            }
+        }
+    }
+
     /// Reads to the end of the connection.
     pub fn finish(mut self) -> Answer {
         while self.more() {}
