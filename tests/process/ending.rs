@@ -50,16 +50,20 @@ fn sigterm_with_a_hundred_streams_loses_none() {
 }
 
 #[test]
-fn while_draining_late_requests_are_answered_and_told_to_go() {
+fn during_the_delay_new_clients_are_served() {
     let sim = Sim::start(&["--fault", "stall,after=3,times=1"]);
-    let mut gate = gate(&sim, "drain: {grace: 300s}\n");
+    let mut gate = gate(&sim, "drain: {delay: 3s, grace: 300s}\n");
     let mut streams = streams(&gate, 1);
     gate.process.signal("TERM");
     until("not ready", || (gate.admin("/readyz").status == 503).then_some(()));
-    // Whoever has not heard yet: answered, and the connection ends.
+    // Whoever sends here has not looked at the readiness yet.
     let mut late = crate::kit::Kept::to(gate.addr);
     assert_eq!(late.ask("POST", "/v1/chat/completions", PLAIN).unwrap().0, 200);
-    assert!(late.ask("POST", "/v1/chat/completions", PLAIN).is_err());
+    // Then nobody is let in, and who is idle is let go; the stream may go on.
+    until("nobody listens any more", || TcpStream::connect(gate.addr).is_err().then_some(()));
+    until("idle connections are closed", || late.ask("POST", "/v1/chat/completions", PLAIN).err());
+    drop(late);
+    assert!(gate.process.runs());
     sim.post("/sim/release", "");
     assert!(is_whole(&streams.pop().unwrap().finish()));
     assert_eq!(gate.process.ended().code(), Some(0));
