@@ -19,7 +19,7 @@ use std::{
     marker::PhantomData,
     pin::{Pin, pin},
     rc::Rc,
-    task::{Poll, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -158,17 +158,29 @@ where
 async fn first_bytes(session: &mut Session, stream: &mut Stream) -> Option<Bytes> {
     readable(session, stream).await?;
     let mut early = BytesMut::with_capacity(FIRST_READ);
+    let mut called = false;
     loop {
         let read = tokio::select! {
             biased;
             read = stream.read_buf(&mut early) => read.ok()?,
             () = session.deadline.over() => return None,
+            // What looked readable may not be, or be less than it takes: the drain does not wait for the rest either.
+            () = poll_fn(|cx| draining(&session.ear, cx)), if !called => {
+                called = true;
+                session.deadline.set(LAST_CALL);
+                continue;
+            }
         };
         let undecided = early.len() < PREFACE.len() && PREFACE.starts_with(&early);
         if read == 0 || !undecided {
             return (!early.is_empty()).then(|| early.freeze());
         }
     }
+}
+
+/// Ready once the drain has come to idle connections.
+fn draining(ear: &Ear, cx: &mut Context<'_>) -> Poll<()> {
+    if ear.listen(cx) >= Phase::Draining { Poll::Ready(()) } else { Poll::Pending }
 }
 
 /// Waits for bytes on a bare socket. `None` when the session's deadline is over, or the drain lets it go.
