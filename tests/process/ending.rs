@@ -70,6 +70,18 @@ fn during_the_delay_new_clients_are_served() {
 }
 
 #[test]
+fn a_client_that_says_nothing_does_not_hold_the_drain() {
+    let sim = Sim::start(&[]);
+    // Longer than this test waits for anything.
+    let mut gate = gate(&sim, "drain: {grace: 600s}\nlimits: {header_timeout: 600s}\n");
+    let mute: Vec<_> = (0..10).map(|_| TcpStream::connect(gate.addr).unwrap()).collect();
+    gate.until_metric("sluicegate_connections_open", |n| n == 10.0);
+    gate.process.signal("TERM");
+    assert_eq!(gate.process.ended().code(), Some(0));
+    drop(mute);
+}
+
+#[test]
 fn a_second_sigterm_ends_it_at_once() {
     let sim = Sim::start(&["--fault", "stall,after=3"]);
     let mut gate = gate(&sim, "drain: {grace: 300s}\n");
