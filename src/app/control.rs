@@ -46,6 +46,8 @@ pub(super) struct Control {
     pub(super) drain: DrainHandle,
     pub(super) orders: mpsc::Receiver<Signal>,
     pub(super) refreshes: mpsc::Receiver<Refresh>,
+    /// Workers that ended before they were told to.
+    pub(super) deaths: mpsc::Receiver<&'static str>,
     pub(super) stop: Stop,
     pub(super) options: Options,
 }
@@ -85,6 +87,7 @@ impl Control {
                     _ => break None,
                 },
                 task = tasks.failure() => break Some(task),
+                Some(worker) = self.deaths.recv() => break Some(worker),
             }
         };
         let drain = self.configs.borrow().drain;

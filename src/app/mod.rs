@@ -31,7 +31,7 @@ use crate::{
     proxy::{headers::Via, memory::Memory, route},
     runtime::{
         descriptors,
-        drain::{Drain, DrainHandle},
+        drain::{Drain, DrainHandle, Phase},
         readiness::Readiness,
         signal::{Signal, Signals},
     },
@@ -50,6 +50,7 @@ pub struct App {
     admin: Option<Socket>,
     orders: mpsc::Receiver<Signal>,
     refreshes: mpsc::Receiver<Refresh>,
+    deaths: (mpsc::Sender<&'static str>, mpsc::Receiver<&'static str>),
     stop: Stop,
     options: Options,
 }
@@ -179,7 +180,7 @@ impl App {
         // Set here and nowhere else.
         let _ = shared.admin.set(control::admin(&shared, &stop, admin.as_ref().and_then(Socket::address)));
         let (configs, _) = watch::channel(Arc::new(config));
-        Ok(Self { shared, configs, drain, sockets, admin, orders, refreshes, stop, options })
+        Ok(Self { shared, configs, drain, sockets, admin, orders, refreshes, deaths: mpsc::channel(1), stop, options })
     }
 
     /// The data plane's address; `None` for a unix socket.
@@ -209,9 +210,10 @@ impl App {
             .map(|(index, socket)| {
                 let (shared, configs) = (Arc::clone(&self.shared), self.configs.subscribe());
                 let guard = self.shared.drain.guard();
+                let alive = Alive { drain: self.shared.drain.clone(), told: self.deaths.0.clone() };
                 thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                     let ended = worker::run(&shared, configs, socket, index);
-                    drop(guard);
+                    drop((alive, guard));
                     ended
                 })
             })
@@ -223,6 +225,7 @@ impl App {
             drain: self.drain,
             orders: self.orders,
             refreshes: self.refreshes,
+            deaths: self.deaths.1,
             stop: self.stop,
             options: self.options,
         };
@@ -231,6 +234,21 @@ impl App {
             worker.join().map_err(|_| AppError::Died("worker"))?.map_err(AppError::Runtime)?;
         }
         Ok(())
+    }
+}
+
+/// Tells, when it is dropped before the drain began, that its worker died: by return or by panic.
+struct Alive {
+    drain: Drain,
+    told: mpsc::Sender<&'static str>,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        if self.drain.phase() < Phase::Draining {
+            // Full: another has died already.
+            let _ = self.told.try_send("worker");
+        }
     }
 }
 

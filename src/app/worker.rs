@@ -68,17 +68,22 @@ async fn serve(
     index: usize,
 ) -> io::Result<()> {
     let ticker = Ticker::default();
-    spawn(ticker.clone().run());
     let config = Arc::clone(&configs.borrow_and_update());
     let settings = Rc::new(listener::Settings::new(&config.limits, shared.limit.clone(), shared.tls.clone()));
     let worker = Rc::new(Worker::new(Arc::clone(&shared), ticker.clone(), config, index));
     let stats = stats(&worker.table);
     spawn(Rc::clone(&worker).follow(configs));
     let drain = shared.drain.clone();
-    listener::serve(socket, settings, ticker, drain, stats, move |peer| Connection::new(&worker, peer)).await
+    let serving =
+        listener::serve(socket, settings, ticker.clone(), drain, stats, move |peer| Connection::new(&worker, peer));
+    tokio::select! {
+        served = serving => served,
+        // It never ends; should a chore of its panic, the worker goes down with it, and the process is told.
+        () = ticker.run() => Err(io::Error::other("the worker's clock stopped")),
+    }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the clock and the reload of a worker end with its runtime")]
+#[expect(clippy::disallowed_methods, reason = "the reload of a worker ends with its runtime")]
 fn spawn(task: impl Future<Output = ()> + 'static) {
     tokio::task::spawn_local(task);
 }

@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// Statuses with a series of their own; all others are `other`.
-const CODES: [u16; 22] =
-    [101, 200, 201, 202, 204, 206, 304, 400, 401, 403, 404, 408, 413, 422, 426, 429, 499, 500, 501, 502, 503, 504];
+const CODES: [u16; 23] =
+    [101, 200, 201, 202, 204, 206, 304, 400, 401, 403, 404, 408, 413, 422, 426, 429, 499, 500, 501, 502, 503, 504, 508];
 
 const ENDPOINTS: [Endpoint; 12] = [
     Endpoint::Chat,
