@@ -1,11 +1,10 @@
 //! The socket, and the socket as hyper sees it.
 //!
 //! [`Io`] notes in a [`Flow`] what the connection has to know of bytes it never sees: whether some came since the
-//! last head, whether a write is blocked, whether the client has ended its side. Reads go through one buffer per
-//! thread and are copied from it in their true length: hyper's own buffer can be filled without `unsafe` only so.
+//! last head, whether a write is blocked, whether the client has ended its side.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -14,11 +13,15 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::server::TlsStream;
+
+/// What is thrown away at once.
+const DISCARDED: usize = 8 * 1024;
 
 /// A client's socket.
 #[derive(Debug)]
@@ -48,13 +51,6 @@ pub(super) struct Flow {
     pub(super) written: Cell<u64>,
     /// The client has ended its side, or the socket failed: nothing more will come.
     pub(super) over: Cell<bool>,
-}
-
-/// As much as is read at once: hyper grows its buffer up to this.
-const SCRATCH: usize = 64 * 1024;
-
-thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
 }
 
 impl Stream {
@@ -87,10 +83,9 @@ impl Stream {
 
     /// Reads and forgets; the number of bytes, 0 at the end.
     pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        BUFFER.with_borrow_mut(|scratch| {
-            let mut read = ReadBuf::new(scratch);
-            Pin::new(self).poll_read(cx, &mut read).map_ok(|()| read.filled().len())
-        })
+        let mut scratch = [0; DISCARDED];
+        let mut read = ReadBuf::new(&mut scratch);
+        Pin::new(self).poll_read(cx, &mut read).map_ok(|()| read.filled().len())
     }
 
     /// Closing it from now on tells the client that something went wrong (RST), where the end of the connection would
@@ -132,6 +127,21 @@ impl Io {
     }
 }
 
+/// Tells how much was read: hyper's cursor does not.
+struct Counted<'a> {
+    stream: &'a mut Stream,
+    read: usize,
+}
+
+impl AsyncRead for Counted<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut *self.stream).poll_read(cx, buf);
+        self.read = buf.filled().len() - before;
+        polled
+    }
+}
+
 impl hyper::rt::Read for Io {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -149,20 +159,14 @@ impl hyper::rt::Read for Io {
             this.flow.fresh.set(true);
             return Poll::Ready(Ok(()));
         }
-        BUFFER.with_borrow_mut(|scratch| {
-            let n = scratch.len().min(buf.remaining());
-            let mut read = ReadBuf::new(&mut scratch[..n]);
-            let polled = Pin::new(&mut this.stream).poll_read(cx, &mut read);
-            match &polled {
-                Poll::Ready(Ok(())) if !read.filled().is_empty() => {
-                    this.flow.fresh.set(true);
-                    buf.put_slice(read.filled());
-                }
-                Poll::Ready(_) => this.flow.over.set(true),
-                Poll::Pending => {}
-            }
-            polled
-        })
+        let mut counted = Counted { stream: &mut this.stream, read: 0 };
+        let polled = Pin::new(&mut TokioIo::new(&mut counted)).poll_read(cx, buf);
+        match &polled {
+            Poll::Ready(Ok(())) if counted.read > 0 => this.flow.fresh.set(true),
+            Poll::Ready(_) => this.flow.over.set(true),
+            Poll::Pending => {}
+        }
+        polled
     }
 }
 

@@ -99,3 +99,51 @@ fn concurrency_is_kept_and_the_rest_waits() {
         assert_eq!(exchange.finish().status, 200);
     }
 }
+
+/// A backend of a few lines that answers the first request of each connection, and closes on the second without an
+/// answer, after it has read it. Gives its address and the bodies it has seen.
+fn one_answer_a_connection() -> (std::net::SocketAddr, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (addr, seen) = (listener.local_addr().unwrap(), std::sync::Arc::<std::sync::Mutex<Vec<String>>>::default());
+    let all = std::sync::Arc::clone(&seen);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (mut stream, seen) = (stream, std::sync::Arc::clone(&seen));
+            std::thread::spawn(move || {
+                let mut read = [0; 4096];
+                for turn in 0..2 {
+                    let n = stream.read(&mut read).unwrap_or(0);
+                    let text = String::from_utf8_lossy(&read[..n]).into_owned();
+                    if let Some((head, body)) = text.split_once("\r\n\r\n")
+                        && head.starts_with("POST")
+                    {
+                        seen.lock().unwrap().push(body.to_owned());
+                    }
+                    if turn == 1 || stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (addr, all)
+}
+
+#[test]
+fn after_a_stale_connection_only_what_may_come_twice_does() {
+    let (addr, seen) = one_answer_a_connection();
+    let gate = Gateway::with_config(&format!(
+        "workers: 1\nprofile: serverless\nbackends: [{{url: 'http://{addr}', models: any, engine: openai}}]\n"
+    ));
+    let times = |body: &str| seen.lock().unwrap().iter().filter(|seen| seen.contains(body)).count();
+    for n in 0..6 {
+        let body = format!("{{\"unknown\":\"once-{n}.\"}}");
+        let answer = gate.post("/custom", &body);
+        assert_eq!(times(&body), 1, "{}", answer.text());
+        assert!([200, 502].contains(&answer.status), "{answer:?}");
+    }
+    for n in 0..6 {
+        assert_eq!(gate.post("/v1/completions", &format!("{{\"prompt\":\"twice-{n}.\"}}")).status, 200);
+    }
+}
