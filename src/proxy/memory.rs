@@ -71,6 +71,15 @@ impl Reservation {
     }
 }
 
+impl Reservation {
+    /// Gives back what is above `bytes`.
+    pub fn shrink(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.memory.0.used.fetch_sub(less, Ordering::Relaxed);
+        self.bytes -= less;
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.memory.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -91,6 +100,9 @@ mod tests {
         assert_eq!(b.grow(41).unwrap_err().kind(), Kind::BodyMemory);
         b.grow(40).unwrap();
         assert_eq!(memory.used(), 100);
+        b.shrink(10);
+        b.shrink(20);
+        assert_eq!(memory.used(), 70);
         drop((a, b));
         assert_eq!(memory.used(), 0);
     }

@@ -5,10 +5,12 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
 
 use crate::{
     body::{Body, Upload, too_large},
@@ -19,19 +21,33 @@ use crate::{
     },
 };
 
-/// Reads all of `body`: at most `cap` bytes. Memory is reserved for what has come, not for what is announced: a client
-/// that promises much and sends little holds little.
-/// A body that came in one piece is not copied. Trailers are dropped: a whole body is framed by its length.
+/// How long an announced length is believed. Until then its memory is reserved, so that of many large bodies some come
+/// through and the others are told at once; after it only what has come is: promises alone hold nothing for long.
+const BELIEVED: Duration = Duration::from_secs(5);
+
+/// Reads all of `body`: at most `cap` bytes. A body that came in one piece is not copied. Trailers are dropped: a whole
+/// body is framed by its length.
 ///
 /// # Errors
-/// [`Kind::PayloadTooLarge`], [`Kind::BodyMemory`], or what the client's side failed with.
+/// [`Kind::PayloadTooLarge`](crate::error::Kind::PayloadTooLarge),
+/// [`Kind::BodyMemory`](crate::error::Kind::BodyMemory), or what the client's side failed with.
 pub(super) async fn read(body: Upload, cap: usize, memory: &Memory) -> Result<(Bytes, Reservation), Error> {
     let announced = announced(&body, cap)?;
     let mut share = memory.reserve();
+    share.grow(announced.unwrap_or(0))?;
     let mut body = Body::upload(body);
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+    let mut belief = Some(None);
+    while let Some(frame) = poll_fn(|cx| {
+        let polled = Pin::new(&mut body).poll_frame(cx);
+        if polled.is_pending() && is_over(&mut belief, cx) {
+            share.shrink(first.len() + whole.len());
+        }
+        polled
+    })
+    .await
+    {
         let Ok(data) = frame?.into_data() else { continue };
         let length = first.len() + whole.len() + data.len();
         if length > cap {
@@ -49,6 +65,16 @@ pub(super) async fn read(body: Upload, cap: usize, memory: &Memory) -> Result<(B
         whole.extend_from_slice(&data);
     }
     Ok((if whole.is_empty() { first } else { whole.freeze() }, share))
+}
+
+/// Whether the time of [`BELIEVED`] has just ended. The timer is made at the first wait: most bodies come with their head.
+fn is_over(belief: &mut Option<Option<Pin<Box<Sleep>>>>, cx: &mut Context<'_>) -> bool {
+    let Some(timer) = belief else { return false };
+    let over = timer.get_or_insert_with(|| Box::pin(sleep(BELIEVED))).as_mut().poll(cx).is_ready();
+    if over {
+        *belief = None;
+    }
+    over
 }
 
 /// Streams `body` through, at most `cap` bytes of it.
