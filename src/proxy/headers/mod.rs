@@ -172,14 +172,6 @@ impl Forwarded {
             None => headers.remove(X_FORWARDED_HOST),
         };
     }
-
-    /// The address the request came from at first, as far as trusted proxies tell.
-    pub fn client<'a>(&'a self, headers: &'a HeaderMap) -> &'a str {
-        let told = headers.get(X_FORWARDED_FOR).filter(|_| self.trusted).and_then(|v| v.to_str().ok());
-        told.and_then(|list| list.split(',').next())
-            .map(str::trim)
-            .unwrap_or_else(|| self.address.to_str().unwrap_or("unknown"))
-    }
 }
 
 fn append(headers: &mut HeaderMap, name: HeaderName, own: &HeaderValue) {
