@@ -5,7 +5,7 @@
 
 use std::{
     cell::Cell,
-    fmt,
+    fmt, mem,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 
 use crate::{
     error::{Error, Kind},
-    runtime::{pace::Pace, ticker::Ticker},
+    runtime::{hush::Hush, pace::Pace, ticker::Ticker},
 };
 
 /// A message body: frames of [`Bytes`] and trailers. Not `Send`: it stays on its worker.
@@ -27,14 +27,22 @@ pub struct Body {
     tail: Option<Box<dyn Tail>>,
 }
 
+/// A stream that stands before another for a while, and then only hands it through.
+pub trait Passing: HttpBody<Data = Bytes, Error = Error> {
+    /// The other, once it can take this one's place.
+    fn settled(&mut self) -> Option<Body>;
+}
+
 /// A streamed body that is not one of the plain forms.
 pub type Stream = Pin<Box<dyn HttpBody<Data = Bytes, Error = Error>>>;
 
 enum Form {
     Empty,
     Whole(Bytes),
-    Upload(Upload),
+    /// Boxed: every answer would carry the room for it.
+    Upload(Box<Upload>),
     Stream(Stream),
+    Passing(Box<dyn Passing + Unpin>),
 }
 
 /// The client's request body as the listener hands it over. It fails with [`Kind::RequestTimeout`] when, of
@@ -48,8 +56,10 @@ pub struct Upload {
 struct Source {
     ticker: Ticker,
     /// Made at the first wait: most bodies come with their head.
-    pace: Option<Pace>,
+    pace: Option<Box<Pace>>,
     lease: Lease,
+    /// Of the connection's task.
+    hush: Hush,
 }
 
 /// Waiting time of which an account of an upload's progress is taken.
@@ -95,7 +105,7 @@ impl Body {
     /// The client's request body, from the listener or as hyper reads it.
     pub fn upload(upload: impl Into<Upload>) -> Self {
         let upload = upload.into();
-        if HttpBody::is_end_stream(&upload) { Self::empty() } else { Form::Upload(upload).into() }
+        if HttpBody::is_end_stream(&upload) { Self::empty() } else { Form::Upload(Box::new(upload)).into() }
     }
 
     /// Any other body.
@@ -104,6 +114,11 @@ impl Body {
         B: HttpBody<Data = Bytes, Error = Error> + 'static,
     {
         Form::Stream(Box::pin(body)).into()
+    }
+
+    /// A stream that gives way to another: from then on it costs nothing.
+    pub fn passing(body: impl Passing + Unpin + 'static) -> Self {
+        Form::Passing(Box::new(body)).into()
     }
 
     /// Sets the watcher; a body has one.
@@ -138,10 +153,15 @@ impl Body {
                 first = data;
                 continue;
             }
-            rest.extend_from_slice(&std::mem::take(&mut first));
+            rest.extend_from_slice(&mem::take(&mut first));
             rest.extend_from_slice(&data);
         }
         Ok(if rest.is_empty() { first } else { rest.into() })
+    }
+
+    fn into_form(mut self) -> Form {
+        // A watched one goes on inside of another.
+        if self.tail.is_some() { Form::Stream(Box::pin(self)) } else { mem::replace(&mut self.form, Form::Empty) }
     }
 
     fn finish(&mut self, how: End<'_>) {
@@ -174,21 +194,34 @@ impl HttpBody for Body {
         let polled = match &mut this.form {
             Form::Empty => Poll::Ready(None),
             Form::Whole(bytes) => {
-                let bytes = std::mem::take(bytes);
+                let bytes = mem::take(bytes);
                 this.form = Form::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Form::Upload(upload) => Pin::new(upload).poll_frame(cx),
+            Form::Upload(upload) => Pin::new(&mut **upload).poll_frame(cx),
             Form::Stream(stream) => stream.as_mut().poll_frame(cx),
+            Form::Passing(stream) => {
+                let polled = Pin::new(&mut **stream).poll_frame(cx);
+                if polled.is_ready()
+                    && let Some(settled) = stream.settled()
+                {
+                    this.form = settled.into_form();
+                }
+                polled
+            }
         };
         let Poll::Ready(next) = polled else { return Poll::Pending };
+        if this.tail.is_none() {
+            return Poll::Ready(next);
+        }
         match &next {
             Some(Ok(frame)) => {
                 if let (Some(tail), Some(data)) = (&mut this.tail, frame.data_ref()) {
                     tail.data(data);
                 }
-                // hyper does not poll again once the length is reached: the end is told here.
-                if this.tail.is_some() && HttpBody::is_end_stream(this) {
+                // hyper does not poll again once the length is reached. It drops a stream then, which tells its end; of
+                // anything else the end is told here.
+                if matches!(this.form, Form::Empty | Form::Upload(_)) && HttpBody::is_end_stream(this) {
                     this.finish(End::Whole);
                 }
             }
@@ -208,6 +241,7 @@ impl HttpBody for Body {
             Form::Whole(_) => false,
             Form::Upload(upload) => upload.is_end_stream(),
             Form::Stream(stream) => stream.is_end_stream(),
+            Form::Passing(stream) => stream.is_end_stream(),
         }
     }
 
@@ -217,6 +251,7 @@ impl HttpBody for Body {
             Form::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Form::Upload(upload) => upload.size_hint(),
             Form::Stream(stream) => stream.size_hint(),
+            Form::Passing(stream) => stream.size_hint(),
         }
     }
 }
@@ -233,10 +268,12 @@ fn upload_failed(cause: hyper::Error) -> Error {
 }
 
 impl Upload {
-    /// An upload that must make progress and keeps `lease` until it has ended or is dropped.
-    pub fn new(incoming: Incoming, ticker: &Ticker, lease: Lease) -> Self {
+    /// An upload that must make progress and keeps `lease` until it has ended or is dropped. Its last piece wakes
+    /// nobody through `hush`.
+    pub fn new(incoming: Incoming, ticker: &Ticker, lease: Lease, hush: &Hush) -> Self {
         let ended = HttpBody::is_end_stream(&incoming);
-        Self { incoming, source: (!ended).then(|| Source { ticker: ticker.clone(), pace: None, lease }) }
+        let source = || Source { ticker: ticker.clone(), pace: None, lease, hush: hush.clone() };
+        Self { incoming, source: (!ended).then(source) }
     }
 }
 
@@ -246,11 +283,18 @@ impl HttpBody for Upload {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
-        let polled = Pin::new(&mut this.incoming).poll_frame(cx);
-        let Some(source) = &mut this.source else { return polled.map_err(upload_failed) };
+        let incoming = &mut this.incoming;
+        let Some(source) = &mut this.source else { return Pin::new(incoming).poll_frame(cx).map_err(upload_failed) };
+        let waker = cx.waker();
+        let poll = || {
+            let polled = Pin::new(&mut *incoming).poll_frame(cx);
+            (polled, incoming.is_end_stream())
+        };
+        let (polled, ended) = source.hush.quietly(waker, poll, |(_, ended)| !ended);
         match polled {
             Poll::Pending => {
-                let pace = source.pace.get_or_insert_with(|| Pace::new(&source.ticker, UPLOAD_WINDOW, UPLOAD_LEAST));
+                let pace =
+                    source.pace.get_or_insert_with(|| Box::new(Pace::new(&source.ticker, UPLOAD_WINDOW, UPLOAD_LEAST)));
                 ready!(pace.poll_late(cx));
                 Poll::Ready(Some(Err(too_slow())))
             }
@@ -258,7 +302,7 @@ impl HttpBody for Upload {
                 if let (Some(pace), Some(data)) = (&mut source.pace, frame.data_ref()) {
                     pace.moved(data.len() as u64);
                 }
-                if this.incoming.is_end_stream() {
+                if ended {
                     this.source = None;
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -349,7 +393,7 @@ impl fmt::Debug for Body {
             Form::Empty => "Body(empty)",
             Form::Whole(_) => "Body(whole)",
             Form::Upload(_) => "Body(upload)",
-            Form::Stream(_) => "Body(stream)",
+            Form::Stream(_) | Form::Passing(_) => "Body(stream)",
         })
     }
 }

@@ -182,6 +182,7 @@ impl Parts<'_> {
                 access_log: config.log.access.then(|| self.access_log.clone()),
                 debug_headers: config.debug_headers,
                 ids: Rc::clone(self.ids),
+                scratch: RefCell::default(),
             }),
             normalize: Rc::new(Settings {
                 via: shared.via.clone(),
@@ -261,7 +262,8 @@ impl Service<http::Request<Upload>> for Connection {
             let response = self.worker.shared.admin(&head, &path);
             return Box::pin(async move { Ok(response) });
         }
-        let inbound = Inbound { request, peer: Rc::clone(&self.peer), forwarded: Rc::clone(&self.forwarded) };
+        let inbound =
+            Inbound { request: Box::new(request), peer: Rc::clone(&self.peer), forwarded: Rc::clone(&self.forwarded) };
         self.worker.edge.borrow().answer(inbound)
     }
 }

@@ -20,7 +20,7 @@ use super::{peer::Peer, strict};
 use crate::{
     body::{Body, Lease, Upload},
     error::Error,
-    runtime::ticker::Ticker,
+    runtime::{hush::Hush, ticker::Ticker},
 };
 
 /// What the service's future must be: boxed, since hyper keeps room for one as long as the connection lives.
@@ -71,6 +71,7 @@ pub(super) struct Guarded<S, B> {
     pub(super) peer: Rc<Peer>,
     pub(super) activity: Rc<Activity>,
     pub(super) ticker: Ticker,
+    pub(super) hush: Hush,
     pub(super) panics: metrics::Counter,
     pub(super) body: PhantomData<fn() -> B>,
 }
@@ -114,7 +115,7 @@ where
         let future = match strict::check(&head) {
             Err(reason) => Err(Some(bad_request(reason))),
             Ok(()) => {
-                let upload = Upload::new(incoming, &self.ticker, Lease::new(&activity.alive));
+                let upload = Upload::new(incoming, &self.ticker, Lease::new(&activity.alive), &self.hush);
                 let request = Request::from_parts(head, B::from(upload));
                 // A service may do work, and fail, before it returns its future.
                 catch_unwind(AssertUnwindSafe(|| self.service.call(request))).map_err(|_| {

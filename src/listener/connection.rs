@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     body::{Body, Upload},
-    runtime::{drain::Phase, pace::Pace, ticker::Deadline},
+    runtime::{drain::Phase, hush::Hush, pace::Pace, ticker::Deadline},
 };
 
 /// A client that does not take what we have for it is cut when, of this much waiting, ...
@@ -139,6 +139,7 @@ where
         peer: Rc::clone(&peer),
         activity: Rc::new(Activity::default()),
         ticker: worker.ticker.clone(),
+        hush: Hush::default(),
         panics: worker.stats.panics.clone(),
         body: PhantomData,
     };
@@ -212,11 +213,12 @@ async fn http1<M, S, B>(
 {
     let flow = Rc::new(Flow::default());
     let activity = Rc::clone(&service.activity);
+    let hush = service.hush.clone();
     loop {
         let last = session.ear.phase() >= Phase::Draining;
         let builder = if last { &worker.http1_last } else { &worker.http1 };
         let mut connection = Box::new(builder.serve_connection(Io::new(stream, early, Rc::clone(&flow)), service));
-        let end = drive(worker, session, &mut connection, &flow, &activity, last).await;
+        let end = drive(worker, session, &mut connection, (&flow, &activity, &hush), last).await;
         let parts = connection.into_parts();
         service = parts.service;
         let (socket, unread) = parts.io.into_parts();
@@ -258,8 +260,7 @@ async fn drive<M, S, B>(
     worker: &Rc<Worker<M>>,
     session: &mut Session,
     connection: &mut http1::Connection<Io, Guarded<S, B>>,
-    flow: &Flow,
-    activity: &Activity,
+    (flow, activity, hush): (&Flow, &Activity, &Hush),
     last: bool,
 ) -> End
 where
@@ -280,7 +281,8 @@ where
             }
             Pin::new(&mut *connection).graceful_shutdown();
         }
-        if connection.poll_without_shutdown(cx).is_ready() {
+        let waker = hush.waker(cx);
+        if connection.poll_without_shutdown(&mut Context::from_waker(&waker)).is_ready() {
             return Poll::Ready(End::Over);
         }
         let busy = activity.is_busy();

@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
@@ -22,6 +22,8 @@ use tokio_rustls::server::TlsStream;
 
 /// What is thrown away at once.
 const DISCARDED: usize = 8 * 1024;
+/// What is read ahead of a request that is under way.
+const AHEAD: usize = 512;
 
 /// A client's socket.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub(super) enum Stream {
 pub(super) struct Io {
     stream: Stream,
     early: Bytes,
+    /// hyper waits for bytes: it will see the end of the client's side by itself.
+    asked: bool,
     flow: Rc<Flow>,
 }
 
@@ -110,12 +114,31 @@ impl Stream {
 impl Io {
     /// `early` is read first.
     pub(super) fn new(stream: Stream, early: Bytes, flow: Rc<Flow>) -> Self {
-        Self { stream, early, flow }
+        Self { stream, early, asked: false, flow }
     }
 
     /// The socket, and early bytes that were never asked for.
     pub(super) fn into_parts(self) -> (Stream, Bytes) {
         (self.stream, self.early)
+    }
+
+    /// Whether the client has ended its side while hyper asks for nothing: it writes an answer that nobody will read.
+    /// Bytes that came instead, of a next request, are kept for it; the end is not looked for behind them.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        while !self.asked && self.early.is_empty() {
+            ready!(self.stream.poll_readable(cx));
+            let mut scratch = [0; AHEAD];
+            let mut read = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)) {
+                Ok(()) if !read.filled().is_empty() => self.early = Bytes::copy_from_slice(read.filled()),
+                ended => {
+                    self.flow.over.set(true);
+                    let end = || io::ErrorKind::UnexpectedEof.into();
+                    return Poll::Ready(ended.err().unwrap_or_else(end));
+                }
+            }
+        }
+        Poll::Pending
     }
 
     fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -149,6 +172,7 @@ impl hyper::rt::Read for Io {
         mut buf: hyper::rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        this.asked = false;
         if !this.early.is_empty() {
             let n = this.early.len().min(buf.remaining());
             buf.put_slice(&this.early[..n]);
@@ -164,7 +188,7 @@ impl hyper::rt::Read for Io {
         match &polled {
             Poll::Ready(Ok(())) if counted.read > 0 => this.flow.fresh.set(true),
             Poll::Ready(_) => this.flow.over.set(true),
-            Poll::Pending => {}
+            Poll::Pending => this.asked = true,
         }
         polled
     }
@@ -173,10 +197,15 @@ impl hyper::rt::Read for Io {
 impl hyper::rt::Write for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.wrote(polled)
+        let polled = self.wrote(polled);
+        if polled.is_pending() { self.poll_gone(cx).map(Err) } else { polled }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper comes by here at each of its turns, unless a write is pending.
+        if let Poll::Ready(gone) = self.poll_gone(cx) {
+            return Poll::Ready(Err(gone));
+        }
         let polled = Pin::new(&mut self.stream).poll_flush(cx);
         self.flow.blocked.set(polled.is_pending());
         polled

@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, uri::PathAndQuery};
 use http_body::Body as _;
 use tokio::time::Instant;
 
-use super::{memory::Reservation, record::Record};
+use super::{headers, memory::Reservation, record::Record};
 use crate::{body::Body, protocol::endpoint::Endpoint};
 
 /// A normalised request. Made once by `normalize`, shared (not copied) by the attempts that `route` makes of it.
@@ -17,9 +17,11 @@ pub struct Call {
     pub method: Method,
     /// As it came, without a backend's base path.
     pub path: PathAndQuery,
-    /// Ready for a backend: hop-by-hop fields gone, ids, `Via` and forwarding fields set. `Host`,
-    /// framing and a backend's own credentials are added per attempt.
+    /// The client's own, hop-by-hop fields gone. `Host`, framing and a backend's own credentials are added per attempt.
     pub headers: HeaderMap,
+    /// What the gateway adds: ids, `Via` and forwarding fields. They take the place of fields of the same name in
+    /// `headers`, where putting them in would cost a hash each.
+    pub added: headers::Added,
     pub payload: Payload,
     /// The model to route by, aliases resolved; `None` when the request names none.
     pub model: Option<Arc<str>>,

@@ -41,7 +41,8 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A request as it comes off a connection.
 #[derive(Debug)]
 pub struct Inbound {
-    pub request: http::Request<Upload>,
+    /// Boxed: it passes through many hands before it is taken apart.
+    pub request: Box<http::Request<Upload>>,
     pub peer: Rc<Peer>,
     /// What this connection adds to its requests.
     pub forwarded: Rc<headers::Forwarded>,
@@ -50,7 +51,7 @@ pub struct Inbound {
 /// A request whose story has begun.
 #[derive(Debug)]
 pub struct Arrival {
-    pub request: http::Request<Upload>,
+    pub request: Box<http::Request<Upload>>,
     pub forwarded: Rc<headers::Forwarded>,
     pub record: Rc<record::Record>,
 }

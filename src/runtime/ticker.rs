@@ -102,11 +102,16 @@ impl Ticker {
     }
 }
 
+/// How many ticks last at least `time`; in 64 bits, since every event of a stream sets a deadline.
+fn ticks(time: Duration) -> u64 {
+    const { assert!(TICK.as_millis() == 100) };
+    time.as_secs().saturating_mul(10).saturating_add(u64::from(time.subsec_millis().div_ceil(100)))
+}
+
 impl Deadline {
     /// Ends `after` from now.
     pub fn set(&self, after: Duration) {
-        let ticks = after.as_millis().div_ceil(TICK.as_millis());
-        let at = self.ticker.now().saturating_add(u64::try_from(ticks).unwrap_or(NEVER)).saturating_add(1);
+        let at = self.ticker.now().saturating_add(ticks(after)).saturating_add(1);
         self.slot(|slot| slot.at = at);
     }
 
@@ -124,17 +129,13 @@ impl Deadline {
     /// Ready once it has ended.
     pub fn poll_over(&self, cx: &mut Context<'_>) -> Poll<()> {
         let now = self.ticker.now();
-        let (over, known) =
-            self.slot(|slot| (slot.at <= now, slot.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))));
-        if over {
-            return Poll::Ready(());
-        }
-        if !known {
-            // The old waker is dropped outside of the borrow: what it drops may have deadlines of its own.
-            let old = self.slot(|slot| slot.waker.replace(cx.waker().clone()));
-            drop(old);
-        }
-        Poll::Pending
+        // The old waker is dropped outside of the borrow: what it drops may have deadlines of its own.
+        let (polled, _old) = self.slot(|slot| match &slot.waker {
+            _ if slot.at <= now => (Poll::Ready(()), None),
+            Some(waker) if waker.will_wake(cx.waker()) => (Poll::Pending, None),
+            _ => (Poll::Pending, slot.waker.replace(cx.waker().clone())),
+        });
+        polled
     }
 
     /// Waits until it has ended.

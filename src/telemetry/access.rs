@@ -7,18 +7,19 @@
 use std::{
     cell::{Cell, RefCell},
     io::{self, Write as _},
-    net::IpAddr,
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use tokio::time::Instant;
 
 use super::{Outlet, digits, time};
 
 /// A buffer of this size is handed over at once.
-const FLUSH_AT: usize = 16 * 1024;
+const FLUSH_AT: usize = 32 * 1024;
 /// Room for the line that reaches it, so that a buffer is never moved while it grows.
 const LINE: usize = 2 * 1024;
 /// Buffers that wait for the writing thread, over all workers: 5 MiB at most.
-const DEPTH: usize = 256;
+const DEPTH: usize = 144;
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,10 @@ pub struct AccessLog {
     format: Format,
     buffer: RefCell<Vec<u8>>,
     lines: Cell<u64>,
+    /// One moment by both clocks, taken at every flush: times of lines are told from it.
+    moment: Cell<(Instant, SystemTime)>,
+    /// The second that was told last, and its text.
+    stamp: Cell<(u64, [u8; 24])>,
 }
 
 /// One line while it is written.
@@ -54,12 +59,23 @@ pub fn stdout() -> io::Result<Outlet> {
 impl AccessLog {
     /// One worker's, written to `outlet`.
     pub fn new(outlet: Outlet, format: Format) -> Self {
-        Self { outlet: Some(outlet), format, buffer: RefCell::default(), lines: Cell::default() }
+        Self::of(Some(outlet), format)
     }
 
     /// Writes nothing.
     pub fn off() -> Self {
-        Self { outlet: None, format: Format::Text, buffer: RefCell::default(), lines: Cell::default() }
+        Self::of(None, Format::Text)
+    }
+
+    fn of(outlet: Option<Outlet>, format: Format) -> Self {
+        Self {
+            outlet,
+            format,
+            buffer: RefCell::default(),
+            lines: Cell::default(),
+            moment: Cell::new((Instant::now(), SystemTime::now())),
+            stamp: Cell::new((0, time::stamp(UNIX_EPOCH))),
+        }
     }
 
     /// Whether lines are worth making.
@@ -68,7 +84,7 @@ impl AccessLog {
     }
 
     /// Adds the line that `fields` fills, with the time `at` first.
-    pub fn line(&self, at: SystemTime, fields: impl FnOnce(&mut Line<'_>)) {
+    pub fn line(&self, at: Instant, fields: impl FnOnce(&mut Line<'_>)) {
         if self.outlet.is_none() {
             return;
         }
@@ -78,7 +94,7 @@ impl AccessLog {
                 buffer.reserve_exact(FLUSH_AT + LINE);
             }
             let mut line = Line { buffer, format: self.format };
-            line.begin(at);
+            line.begin(&self.stamp(self.wall(at)));
             fields(&mut line);
             line.end();
             self.lines.set(self.lines.get() + 1);
@@ -89,9 +105,28 @@ impl AccessLog {
         self.flush();
     }
 
+    /// The time of day at a moment that has just been.
+    fn wall(&self, at: Instant) -> SystemTime {
+        let (then, wall) = self.moment.get();
+        if at >= then { wall + (at - then) } else { wall - (then - at) }
+    }
+
+    /// The time as text; most lines differ from the one before in the milliseconds only.
+    fn stamp(&self, at: SystemTime) -> [u8; 24] {
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let (second, mut text) = self.stamp.get();
+        if second != since.as_secs() {
+            text = time::stamp(at);
+            self.stamp.set((since.as_secs(), text));
+        }
+        text[20..23].copy_from_slice(&digits::three(since.subsec_millis()));
+        text
+    }
+
     /// Hands over what there is.
     pub fn flush(&self) {
         let Some(outlet) = &self.outlet else { return };
+        self.moment.set((Instant::now(), SystemTime::now()));
         if self.lines.get() > 0 {
             outlet.send(self.buffer.take(), self.lines.take());
         }
@@ -104,14 +139,14 @@ impl Drop for AccessLog {
     }
 }
 
+// The keys are literals: inlined, each is one store, where a call would copy it byte by byte.
 impl Line<'_> {
-    fn begin(&mut self, at: SystemTime) {
-        let stamp = time::stamp(at);
+    fn begin(&mut self, stamp: &[u8; 24]) {
         match self.format {
-            Format::Text => self.buffer.extend_from_slice(&stamp),
+            Format::Text => self.buffer.extend_from_slice(stamp),
             Format::Json => {
                 self.buffer.extend_from_slice(b"{\"time\":\"");
-                self.buffer.extend_from_slice(&stamp);
+                self.buffer.extend_from_slice(stamp);
                 self.buffer.push(b'"');
             }
         }
@@ -125,6 +160,7 @@ impl Line<'_> {
     }
 
     /// `key` is a plain word.
+    #[inline(always)]
     fn key(&mut self, key: &'static str) {
         match self.format {
             Format::Text => {
@@ -141,60 +177,65 @@ impl Line<'_> {
     }
 
     /// A text. In the text format it is quoted when it is not a plain word; control characters never get through.
+    #[inline(always)]
     pub fn text(&mut self, key: &'static str, value: &str) {
         self.key(key);
+        self.value(value);
+    }
+
+    fn value(&mut self, value: &str) {
         if !is_plain(value) {
             return quote(self.buffer, value);
         }
         match self.format {
             Format::Text if value.is_empty() => self.buffer.extend_from_slice(b"\"\""),
-            Format::Text => self.buffer.extend_from_slice(value.as_bytes()),
+            _ => self.plain(value.as_bytes()),
+        }
+    }
+
+    /// A text of the gateway's own, or checked before: a plain word, not empty.
+    #[inline(always)]
+    pub fn word(&mut self, key: &'static str, value: &str) {
+        self.key(key);
+        debug_assert!(is_plain(value) && !value.is_empty(), "{value} is not a plain word");
+        self.plain(value.as_bytes());
+    }
+
+    fn plain(&mut self, value: &[u8]) {
+        match self.format {
+            Format::Text => self.buffer.extend_from_slice(value),
             Format::Json => {
                 self.buffer.push(b'"');
-                self.buffer.extend_from_slice(value.as_bytes());
+                self.buffer.extend_from_slice(value);
                 self.buffer.push(b'"');
             }
         }
     }
 
     /// A whole number.
+    #[inline(always)]
     pub fn number(&mut self, key: &'static str, value: u64) {
         self.key(key);
         digits::decimal(self.buffer, value);
     }
 
     /// A span of time, in milliseconds with microseconds behind the point.
+    #[inline(always)]
     pub fn millis(&mut self, key: &'static str, value: Duration) {
         self.key(key);
         digits::millis(self.buffer, value);
     }
 
-    /// An address, without a port.
-    pub fn address(&mut self, key: &'static str, value: IpAddr) {
-        match value {
-            IpAddr::V4(ip) => {
-                let mut text = Vec::with_capacity("255.255.255.255".len());
-                for (index, octet) in ip.octets().into_iter().enumerate() {
-                    if index > 0 {
-                        text.push(b'.');
-                    }
-                    digits::decimal(&mut text, u64::from(octet));
-                }
-                self.text(key, std::str::from_utf8(&text).unwrap_or_default());
-            }
-            IpAddr::V6(ip) => self.text(key, &ip.to_string()),
-        }
-    }
-
     /// A yes or no.
+    #[inline(always)]
     pub fn flag(&mut self, key: &'static str, value: bool) {
         self.key(key);
         self.buffer.extend_from_slice(if value { b"true" } else { b"false" });
     }
 }
 
-/// Whether `value` needs no quotes in text and no escapes in JSON.
-fn is_plain(value: &str) -> bool {
+/// Whether `value` is a plain word: it needs no quotes in text and no escapes in JSON.
+pub fn is_plain(value: &str) -> bool {
     value.bytes().all(|b| PLAIN[usize::from(b)])
 }
 
@@ -227,7 +268,7 @@ fn quote(buffer: &mut Vec<u8>, value: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read, time::UNIX_EPOCH};
+    use std::io::Read;
 
     use super::*;
 
@@ -242,6 +283,13 @@ mod tests {
         text
     }
 
+    /// 1970-01-01 by the log's clock.
+    fn start(log: &AccessLog) -> Instant {
+        let now = Instant::now();
+        log.moment.set((now, UNIX_EPOCH));
+        now
+    }
+
     fn fields(line: &mut Line<'_>) {
         line.text("path", "/v1/chat");
         line.text("model", "a \"b\"\n\u{7f}ü");
@@ -254,11 +302,11 @@ mod tests {
     #[test]
     fn text_and_json() {
         assert_eq!(
-            written(Format::Text, |log| log.line(UNIX_EPOCH, fields)),
+            written(Format::Text, |log| log.line(start(log), fields)),
             "1970-01-01T00:00:00.000Z path=/v1/chat model=\"a \\\"b\\\"\\u000a\\u007fü\" none=\"\" status=200 \
              took=12.045 stream=true\n"
         );
-        let json = written(Format::Json, |log| log.line(UNIX_EPOCH, fields));
+        let json = written(Format::Json, |log| log.line(start(log), fields));
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["model"], "a \"b\"\n\u{7f}ü");
         assert_eq!(json["took"], 12.045);
@@ -266,10 +314,32 @@ mod tests {
     }
 
     #[test]
+    fn stamps_of_one_second_and_the_next() {
+        let text = written(Format::Text, |log| {
+            for millis in [0, 7, 999, 1000, 1042, 86_400_000, 999] {
+                log.line(start(log) + Duration::from_millis(millis), |_| {});
+            }
+        });
+        let stamps: Vec<_> = text.lines().map(|line| &line[8..24]).collect();
+        assert_eq!(
+            stamps,
+            [
+                "01T00:00:00.000Z",
+                "01T00:00:00.007Z",
+                "01T00:00:00.999Z",
+                "01T00:00:01.000Z",
+                "01T00:00:01.042Z",
+                "02T00:00:00.000Z",
+                "01T00:00:00.999Z"
+            ]
+        );
+    }
+
+    #[test]
     fn lines_stay_whole_and_in_order() {
         let text = written(Format::Text, |log| {
             for n in 0..2000 {
-                log.line(UNIX_EPOCH, |line| line.number("n", n));
+                log.line(start(log), |line| line.number("n", n));
             }
         });
         let lines: Vec<_> = text.lines().map(|line| line.rsplit_once("n=").unwrap().1).collect();
@@ -280,6 +350,6 @@ mod tests {
     fn off_makes_no_line() {
         let log = AccessLog::off();
         assert!(!log.is_on());
-        log.line(UNIX_EPOCH, |_| panic!("nobody reads it"));
+        log.line(start(&log), |_| panic!("nobody reads it"));
     }
 }

@@ -2,18 +2,43 @@
 
 use std::time::Duration;
 
+/// `00` to `99`.
+const PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[0; 2]; 100];
+    let mut number = 0;
+    while number < 100 {
+        // A digit fits.
+        pairs[number] = [b'0' + (number / 10) as u8, b'0' + (number % 10) as u8];
+        number += 1;
+    }
+    pairs
+};
+
 /// Appends `number` in decimal.
 pub(crate) fn decimal(out: &mut Vec<u8>, mut number: u64) {
+    // Most numbers are small: these need no room of their own.
+    match number {
+        0..10 => return out.push(b'0' + number as u8),
+        10..100 => return out.extend_from_slice(&PAIRS[number as usize]),
+        100..1000 => {
+            let [tens, ones] = PAIRS[(number % 100) as usize];
+            return out.extend_from_slice(&[b'0' + (number / 100) as u8, tens, ones]);
+        }
+        _ => {}
+    }
     let mut digits = [0; 20];
     let mut at = digits.len();
-    loop {
+    while number >= 100 {
+        at -= 2;
+        digits[at..at + 2].copy_from_slice(&PAIRS[(number % 100) as usize]);
+        number /= 100;
+    }
+    let [tens, ones] = PAIRS[number as usize];
+    at -= 1;
+    digits[at] = ones;
+    if tens != b'0' {
         at -= 1;
-        // A digit fits.
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
+        digits[at] = tens;
     }
     out.extend_from_slice(&digits[at..]);
 }
@@ -23,8 +48,14 @@ pub(crate) fn millis(out: &mut Vec<u8>, time: Duration) {
     let micros = time.subsec_micros();
     let thousandths = micros % 1000;
     decimal(out, time.as_secs().saturating_mul(1000).saturating_add(u64::from(micros / 1000)));
-    let digit = |place: u32| b'0' + (thousandths / place % 10) as u8;
-    out.extend_from_slice(&[b'.', digit(100), digit(10), digit(1)]);
+    let [tens, ones] = PAIRS[(thousandths % 100) as usize];
+    out.extend_from_slice(&[b'.', b'0' + (thousandths / 100) as u8, tens, ones]);
+}
+
+/// Writes the last three digits of `number`.
+pub(crate) fn three(number: u32) -> [u8; 3] {
+    let [tens, ones] = PAIRS[(number % 100) as usize];
+    [b'0' + (number / 100 % 10) as u8, tens, ones]
 }
 
 #[cfg(test)]
@@ -33,7 +64,7 @@ mod tests {
 
     #[test]
     fn same_as_formatted() {
-        for number in [0, 7, 10, 999, 1000, 18_446_744_073_709_551_615] {
+        for number in [0, 7, 10, 99, 100, 305, 999, 1000, 1001, 10_000, 100_099, 18_446_744_073_709_551_615] {
             let mut out = Vec::new();
             decimal(&mut out, number);
             assert_eq!(out, number.to_string().into_bytes());

@@ -36,7 +36,7 @@ pub(super) struct Answer {
     open: Option<Open>,
     /// Content that is ready.
     ready: Bytes,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
     /// What the reader is told after `ready`.
     error: Option<Error>,
 }
@@ -93,7 +93,7 @@ impl Answer {
     /// backend answered without waiting for the end of this one.
     fn finish(&mut self, surplus: bool) {
         let Some(mut open) = self.open.take() else { return };
-        self.trailers = open.decoder.take_trailers();
+        self.trailers = open.decoder.take_trailers().map(Box::new);
         if !surplus && open.upload.is_done() {
             self.worker.pool.put(open.conn, open.keep, self.worker.ticker.now());
         }
@@ -196,7 +196,7 @@ impl Body for Answer {
                 return Poll::Ready(Some(Err(error)));
             }
             if let Some(trailers) = this.trailers.take() {
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
             }
             if this.open.is_none() {
                 return Poll::Ready(None);

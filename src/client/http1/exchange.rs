@@ -168,6 +168,12 @@ impl<'a> Exchange<'a> {
     fn write_now(&mut self, cx: &mut Context<'_>, out: &[u8]) -> Upload {
         let Some(conn) = &mut self.conn else { return Upload::default() };
         match Pin::new(&mut conn.wire).poll_write(cx, out) {
+            // A stream of TLS keeps bytes of its own until it is flushed.
+            Poll::Ready(Ok(count))
+                if count == out.len() && matches!(Pin::new(&mut conn.wire).poll_flush(cx), Poll::Ready(Ok(()))) =>
+            {
+                Upload::finished()
+            }
             Poll::Ready(Ok(count)) => Upload::rest(out, count),
             Poll::Ready(Err(error)) => {
                 self.write_error = Some(error);

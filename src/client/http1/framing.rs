@@ -26,7 +26,8 @@ pub struct Decoder {
     state: State,
     extension_left: u32,
     trailer_limit: usize,
-    trailers: Option<HeaderMap>,
+    /// Boxed: rare, and as large as all the rest.
+    trailers: Option<Box<HeaderMap>>,
 }
 
 /// What one call of [`Decoder::decode`] found.
@@ -106,7 +107,7 @@ impl Decoder {
 
     /// The trailers, once the body is done.
     pub fn take_trailers(&mut self) -> Option<HeaderMap> {
-        self.trailers.take()
+        self.trailers.take().map(|trailers| *trailers)
     }
 
     /// Takes `count` bytes that were read past this decoder into a buffer of their own; only when [`Decoder::left`]
@@ -210,7 +211,7 @@ impl Decoder {
                     return Err(Malformed::Trailer);
                 }
                 if lines.ends_with(b"\r\n\r\n") {
-                    self.trailers = parse_trailers(lines)?;
+                    self.trailers = parse_trailers(lines)?.map(Box::new);
                     self.state = State::Done;
                 }
             }

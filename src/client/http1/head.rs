@@ -149,10 +149,12 @@ fn parse(raw: &[u8], to_head: bool, upgrade: bool) -> Result<Option<AnswerHead>,
     let mut fields = Fields::default();
     let mut headers = HeaderMap::with_capacity(parsed.headers.len() + OWN_FIELDS);
     for field in parsed.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Header)?;
+        let name = name(field.name)?;
         let value = field.value.trim_ascii();
-        if fields.take(&name, value)? && !(upgrade && name == header::UPGRADE) {
-            continue;
+        match fields.take(&name, value)? {
+            Taken::Codec if upgrade && name == header::UPGRADE => {}
+            Taken::Codec => continue,
+            Taken::Content => {}
         }
         let value = HeaderValue::from_maybe_shared(raw.slice_ref(value)).map_err(|_| Malformed::Header)?;
         headers.append(name, value);
@@ -164,6 +166,21 @@ fn parse(raw: &[u8], to_head: bool, upgrade: bool) -> Result<Option<AnswerHead>,
     Ok(Some(AnswerHead { status, headers, framing, keep }))
 }
 
+/// The name of a field. Those that nearly every answer has are known at sight; any other is looked up.
+fn name(text: &str) -> Result<HeaderName, Malformed> {
+    let is = |known: &str| text.eq_ignore_ascii_case(known);
+    Ok(match text.len() {
+        4 if is("date") => header::DATE,
+        6 if is("server") => header::SERVER,
+        10 if is("connection") => header::CONNECTION,
+        12 if is("content-type") => header::CONTENT_TYPE,
+        13 if is("cache-control") => header::CACHE_CONTROL,
+        14 if is("content-length") => header::CONTENT_LENGTH,
+        17 if is("transfer-encoding") => header::TRANSFER_ENCODING,
+        _ => HeaderName::from_bytes(text.as_bytes()).map_err(|_| Malformed::Header)?,
+    })
+}
+
 fn malformed(error: httparse::Error) -> Malformed {
     match error {
         httparse::Error::TooManyHeaders => Malformed::TooManyHeaders,
@@ -173,10 +190,20 @@ fn malformed(error: httparse::Error) -> Malformed {
     }
 }
 
+/// Whose a field is.
+enum Taken {
+    /// The connection's: it goes no further.
+    Codec,
+    /// The answer's.
+    Content,
+}
+
 /// The fields that speak about framing and the connection.
 #[derive(Default)]
 struct Fields {
     length: Option<u64>,
+    /// The length was written in another way than we would, and is put in anew.
+    length_anew: bool,
     coded: bool,
     close: bool,
     keep_alive: bool,
@@ -187,11 +214,12 @@ struct Fields {
 }
 
 impl Fields {
-    /// Reads a field if it is one of these; whether it was.
-    fn take(&mut self, name: &HeaderName, value: &[u8]) -> Result<bool, Malformed> {
+    /// Reads a field if it is one of these.
+    fn take(&mut self, name: &HeaderName, value: &[u8]) -> Result<Taken, Malformed> {
         if name == header::CONTENT_LENGTH {
-            self.take_length(value)?;
-        } else if name == header::TRANSFER_ENCODING {
+            return self.take_length(value);
+        }
+        if name == header::TRANSFER_ENCODING {
             // Only ever the one coding, said once: everything else has been used to smuggle.
             if self.coded || !value.eq_ignore_ascii_case(b"chunked") {
                 return Err(Malformed::Coding);
@@ -202,13 +230,14 @@ impl Fields {
         } else if name.as_str() == "keep-alive" {
             self.take_keep_alive(value);
         } else {
-            return Ok(is_hop_by_hop(name));
+            return Ok(if is_hop_by_hop(name) { Taken::Codec } else { Taken::Content });
         }
-        Ok(true)
+        Ok(Taken::Codec)
     }
 
     /// `5` and `5, 5` are the length 5; anything else is malformed.
-    fn take_length(&mut self, value: &[u8]) -> Result<(), Malformed> {
+    fn take_length(&mut self, value: &[u8]) -> Result<Taken, Malformed> {
+        let is_first = self.length.is_none();
         for item in value.split(|byte| *byte == b',') {
             let item = item.trim_ascii();
             if item.is_empty() || item.len() > 19 || !item.iter().all(u8::is_ascii_digit) {
@@ -221,7 +250,12 @@ impl Fields {
             }
             self.length = Some(length);
         }
-        Ok(())
+        let is_plain = matches!(value, [b'0'] | [b'1'..=b'9', ..]) && !value.contains(&b',');
+        if is_first && is_plain {
+            return Ok(Taken::Content);
+        }
+        self.length_anew |= is_first;
+        Ok(Taken::Codec)
     }
 
     fn take_connection(&mut self, value: &[u8]) {
@@ -268,15 +302,15 @@ impl Fields {
         })
     }
 
-    /// Takes out what `Connection` names, puts the one length in.
+    /// Takes out what `Connection` names; leaves one length, where the status may have any.
     fn clean(&self, headers: &mut HeaderMap, status: StatusCode) {
-        for name in &self.named {
+        for name in self.named.iter().filter(|name| *name != header::CONTENT_LENGTH) {
             headers.remove(name);
         }
-        if let Some(length) = self.length
-            && status != StatusCode::NO_CONTENT
-            && !status.is_informational()
-        {
+        let Some(length) = self.length else { return };
+        if status == StatusCode::NO_CONTENT || status.is_informational() {
+            headers.remove(header::CONTENT_LENGTH);
+        } else if self.length_anew {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
     }

@@ -18,9 +18,17 @@ use crate::{
     error::{Error, Kind},
 };
 
-/// What is still to be written. Holds at most one frame of the body.
+/// One request on its way out. Most are gone with the first write: what is left of the others is boxed.
 #[derive(Debug, Default)]
 pub(in crate::client) struct Upload {
+    rest: Option<Box<Rest>>,
+    /// Something was accepted by the kernel, and nothing is left.
+    sent: bool,
+}
+
+/// What is still to be written. Holds at most one frame of the body.
+#[derive(Debug, Default)]
+struct Rest {
     /// The head, chunk sizes, trailers.
     front: Vec<u8>,
     front_at: usize,
@@ -29,7 +37,6 @@ pub(in crate::client) struct Upload {
     source: Option<Source>,
     /// Something was accepted by the kernel.
     sent: bool,
-    done: bool,
 }
 
 #[derive(Debug)]
@@ -53,42 +60,64 @@ pub(in crate::client) enum Fault {
 impl Upload {
     /// `front` is to be written, of which nothing was; then `data`.
     pub(super) fn whole(front: Vec<u8>, data: Bytes) -> Self {
-        Self { front, data, ..Self::default() }
+        Rest { front, data, ..Rest::default() }.into()
     }
 
     /// `front`, then what `body` gives, by length or chunked.
     pub(super) fn stream(front: Vec<u8>, body: Body, length: Option<u64>) -> Self {
-        Self { front, source: Some(Source { body, left: length, taken: false }), ..Self::default() }
+        Rest { front, source: Some(Source { body, left: length, taken: false }), ..Rest::default() }.into()
     }
 
     /// The rest of a buffer of which `sent` bytes were written.
     pub(super) fn rest(buffer: &[u8], sent: usize) -> Self {
-        Self { front: buffer[sent..].to_vec(), sent: sent > 0, ..Self::default() }
+        Rest { front: buffer[sent..].to_vec(), sent: sent > 0, ..Rest::default() }.into()
+    }
+
+    /// All of it is with the kernel.
+    pub(super) fn finished() -> Self {
+        Self { rest: None, sent: true }
     }
 
     /// Nothing more is written: the backend took no more. What is left of the body is dropped.
     pub(super) fn abandoned() -> Self {
-        Self { done: true, ..Self::default() }
+        Self::default()
     }
 
-    /// Everything was handed to the kernel.
+    /// Nothing is left to be handed to the kernel.
     pub(super) fn is_done(&self) -> bool {
-        self.done
+        self.rest.is_none()
     }
 
     /// Something was handed to the kernel.
     pub(super) fn has_sent(&self) -> bool {
-        self.sent
+        self.sent || self.rest.as_ref().is_some_and(|rest| rest.sent)
     }
 
     /// The streamed body, if no frame of it was taken.
     pub(super) fn untaken(&mut self) -> Option<Body> {
-        self.source.take().filter(|source| !source.taken).map(|source| source.body)
+        let source = self.rest.as_mut()?.source.take()?;
+        (!source.taken).then_some(source.body)
     }
 
     /// Writes on until all is written, the wire is full, or the body has nothing yet.
     pub(super) fn poll(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        while !self.done {
+        if let Some(rest) = &mut self.rest {
+            ready!(rest.poll(wire, cx))?;
+            *self = Self::finished();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl From<Rest> for Upload {
+    fn from(rest: Rest) -> Self {
+        Self { rest: Some(Box::new(rest)), sent: false }
+    }
+}
+
+impl Rest {
+    fn poll(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        loop {
             if self.data.is_empty() && self.back.is_empty() {
                 self.pull(cx).map_err(Fault::Body)?;
             }
@@ -98,13 +127,11 @@ impl Upload {
                     return Poll::Pending;
                 }
                 ready!(flushed);
-                self.done = true;
-            } else {
-                let count = ready!(self.write(wire, cx)).map_err(Fault::Wire)?;
-                self.advance(count);
+                return Poll::Ready(Ok(()));
             }
+            let count = ready!(self.write(wire, cx)).map_err(Fault::Wire)?;
+            self.advance(count);
         }
-        Poll::Ready(Ok(()))
     }
 
     fn is_written(&self) -> bool {

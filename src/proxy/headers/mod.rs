@@ -18,6 +18,12 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 /// What a backend tells an outer Sluicegate; it never goes further.
 const INTERRUPTION: HeaderName = HeaderName::from_static("x-sluicegate-interruption");
 
+/// Fields of the gateway's own for a backend: each once, in the place of any of the same name.
+pub type Added = Vec<(HeaderName, HeaderValue)>;
+
+/// As many as there ever are.
+pub const MOST_ADDED: usize = 6;
+
 /// How this instance names itself in `Via`.
 #[derive(Clone, Debug)]
 pub struct Via {
@@ -35,16 +41,14 @@ impl Via {
         Self { http1: value("1.1"), http2: value("2.0"), name }
     }
 
-    /// Adds this instance to the way `headers` came.
+    /// Adds this instance to the way `headers` came: in `added` where it is the first.
     ///
     /// # Errors
     /// [`Kind::LoopDetected`] when it is there already.
-    pub fn stamp(&self, headers: &mut HeaderMap, version: Version) -> Result<(), Error> {
+    pub fn stamp(&self, headers: &mut HeaderMap, added: &mut Added, version: Version) -> Result<(), Error> {
         let own = if version == Version::HTTP_2 { &self.http2 } else { &self.http1 };
         match headers.entry(header::VIA) {
-            Entry::Vacant(empty) => {
-                empty.insert(own.clone());
-            }
+            Entry::Vacant(_) => added.push((header::VIA, own.clone())),
             Entry::Occupied(mut way) => {
                 let been_here = |value: &HeaderValue| {
                     value
@@ -153,40 +157,46 @@ impl Forwarded {
         }
     }
 
+    /// The client's address as text; `unknown` where it has none.
+    pub fn address(&self) -> &str {
+        self.address.to_str().unwrap_or("unknown")
+    }
+
     /// Appends to what a trusted proxy said; replaces what anybody else claims.
-    pub fn stamp(&self, headers: &mut HeaderMap, host: Option<HeaderValue>) {
+    pub fn stamp(&self, headers: &mut HeaderMap, added: &mut Added, host: Option<HeaderValue>) {
         if self.trusted {
-            append(headers, X_FORWARDED_FOR, &self.address);
-            append(headers, header::FORWARDED, &self.forwarded);
-            headers.entry(X_FORWARDED_PROTO).or_insert_with(|| self.proto.clone());
-            if let Some(host) = host {
-                headers.entry(X_FORWARDED_HOST).or_insert(host);
+            added.push((X_FORWARDED_FOR, joined(headers, &X_FORWARDED_FOR, &self.address)));
+            added.push((header::FORWARDED, joined(headers, &header::FORWARDED, &self.forwarded)));
+            if !headers.contains_key(X_FORWARDED_PROTO) {
+                added.push((X_FORWARDED_PROTO, self.proto.clone()));
+            }
+            if let Some(host) = host.filter(|_| !headers.contains_key(X_FORWARDED_HOST)) {
+                added.push((X_FORWARDED_HOST, host));
             }
             return;
         }
-        headers.insert(X_FORWARDED_FOR, self.address.clone());
-        headers.insert(header::FORWARDED, self.forwarded.clone());
-        headers.insert(X_FORWARDED_PROTO, self.proto.clone());
+        added.push((X_FORWARDED_FOR, self.address.clone()));
+        added.push((header::FORWARDED, self.forwarded.clone()));
+        added.push((X_FORWARDED_PROTO, self.proto.clone()));
         match host {
-            Some(host) => headers.insert(X_FORWARDED_HOST, host),
-            None => headers.remove(X_FORWARDED_HOST),
-        };
+            Some(host) => added.push((X_FORWARDED_HOST, host)),
+            None => drop(headers.remove(X_FORWARDED_HOST)),
+        }
     }
 }
 
-fn append(headers: &mut HeaderMap, name: HeaderName, own: &HeaderValue) {
-    let joined = headers.get_all(&name).iter().fold(Vec::new(), |mut all: Vec<u8>, value| {
+/// What `headers` say under `name`, and `own` behind it.
+fn joined(headers: &HeaderMap, name: &HeaderName, own: &HeaderValue) -> HeaderValue {
+    let joined = headers.get_all(name).iter().fold(Vec::new(), |mut all: Vec<u8>, value| {
         all.extend_from_slice(value.as_bytes());
         all.extend_from_slice(b", ");
         all
     });
-    let value = if joined.is_empty() {
-        own.clone()
-    } else {
-        HeaderValue::from_maybe_shared(bytes::Bytes::from([&joined, own.as_bytes()].concat()))
-            .unwrap_or_else(|_| own.clone())
-    };
-    headers.insert(name, value);
+    if joined.is_empty() {
+        return own.clone();
+    }
+    HeaderValue::from_maybe_shared(bytes::Bytes::from([&joined, own.as_bytes()].concat()))
+        .unwrap_or_else(|_| own.clone())
 }
 
 #[cfg(test)]

@@ -10,6 +10,14 @@ fn map(fields: &[(&str, &str)]) -> HeaderMap {
     )
 }
 
+/// As a backend gets them.
+fn put(headers: &mut HeaderMap, added: Added) {
+    assert!(added.len() <= MOST_ADDED);
+    for (name, value) in added {
+        headers.insert(name, value);
+    }
+}
+
 fn all(headers: &HeaderMap, name: &str) -> Vec<String> {
     headers.get_all(name).iter().map(|v| v.to_str().unwrap().to_owned()).collect()
 }
@@ -47,13 +55,15 @@ fn te_trailers_passes_alone() {
 fn via_is_appended_and_a_loop_is_seen() {
     let (a, b) = (Via::new("a"), Via::new("b"));
     let mut headers = map(&[("via", "1.1 proxy, 2.0 sluicegate-c (sluicegate-a)")]);
-    a.stamp(&mut headers, Version::HTTP_11).unwrap();
-    b.stamp(&mut headers, Version::HTTP_2).unwrap();
+    let mut added = Added::new();
+    a.stamp(&mut headers, &mut added, Version::HTTP_11).unwrap();
+    b.stamp(&mut headers, &mut added, Version::HTTP_2).unwrap();
+    assert!(added.is_empty(), "what replaces would lose the way so far");
     assert_eq!(
         all(&headers, "via"),
         ["1.1 proxy, 2.0 sluicegate-c (sluicegate-a)", "1.1 sluicegate-a", "2.0 sluicegate-b"]
     );
-    assert_eq!(a.stamp(&mut headers, Version::HTTP_11).unwrap_err().kind(), Kind::LoopDetected);
+    assert_eq!(a.stamp(&mut headers, &mut added, Version::HTTP_11).unwrap_err().kind(), Kind::LoopDetected);
 }
 
 #[test]
@@ -68,7 +78,9 @@ fn forwarding_fields_are_replaced_for_strangers_and_appended_for_trusted() {
     let host = || Some(HeaderValue::from_static("gate"));
 
     let mut headers = map(&claimed);
-    Forwarded::new(Some(address), false, &[]).stamp(&mut headers, host());
+    let mut added = Added::new();
+    Forwarded::new(Some(address), false, &[]).stamp(&mut headers, &mut added, host());
+    put(&mut headers, added);
     assert_eq!(all(&headers, "x-forwarded-for"), ["10.0.0.9"]);
     assert_eq!(all(&headers, "forwarded"), ["for=10.0.0.9;proto=http"]);
     assert_eq!(all(&headers, "x-forwarded-proto"), ["http"]);
@@ -77,7 +89,9 @@ fn forwarding_fields_are_replaced_for_strangers_and_appended_for_trusted() {
     let mut headers = map(&claimed);
     let trusted = [Cidr { address: "10.0.0.0".parse().unwrap(), prefix: 8 }];
     let forwarded = Forwarded::new(Some(address), false, &trusted);
-    forwarded.stamp(&mut headers, host());
+    let mut added = Added::new();
+    forwarded.stamp(&mut headers, &mut added, host());
+    put(&mut headers, added);
     assert_eq!(all(&headers, "x-forwarded-for"), ["1.2.3.4, 10.0.0.9"]);
     assert_eq!(all(&headers, "forwarded"), ["for=1.2.3.4, for=10.0.0.9;proto=http"]);
     assert_eq!(all(&headers, "x-forwarded-proto"), ["https"]);

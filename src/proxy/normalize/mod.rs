@@ -9,7 +9,14 @@
 mod payload;
 
 use std::{
-    borrow::Cow, collections::HashMap, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration,
+    borrow::Cow,
+    collections::HashMap,
+    future::poll_fn,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -68,15 +75,21 @@ where
     })
 }
 
-/// `read`, no longer than until `end`. A body that is there already costs no timer.
-async fn within<T>(end: Instant, read: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let mut read = pin!(read);
+/// `read`, no longer than until `end`, and how long it took. A body that is there already costs no timer and no look at
+/// a clock.
+async fn within<T>(
+    end: Instant,
+    mut read: Pin<&mut impl Future<Output = Result<T, Error>>>,
+) -> (Result<T, Error>, Duration) {
     if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await {
-        return done;
+        return (done, Duration::ZERO);
     }
-    tokio::time::timeout_at(end, read).await.unwrap_or_else(|_| {
+    let start = Instant::now();
+    // Boxed: rare.
+    let done = Box::pin(tokio::time::timeout_at(end, read)).await.unwrap_or_else(|_| {
         Err(Error::new(Kind::RequestTimeout, "timeouts.total ran out before the request's body was complete"))
-    })
+    });
+    (done, start.elapsed())
 }
 
 /// Where in a request the model was named.
@@ -97,9 +110,10 @@ impl Settings {
 
         let host = host(&mut head);
         headers::strip_request(&mut head.headers);
-        self.via.stamp(&mut head.headers, head.version)?;
-        forwarded.stamp(&mut head.headers, host);
-        head.headers.insert(super::X_REQUEST_ID, record.id.clone());
+        let mut added = headers::Added::with_capacity(headers::MOST_ADDED);
+        self.via.stamp(&mut head.headers, &mut added, head.version)?;
+        forwarded.stamp(&mut head.headers, &mut added, host);
+        added.push((super::X_REQUEST_ID, record.id.clone()));
 
         let (payload, named) = self.payload(&head, body, &record).await?;
         record.model.replace(named.model.clone());
@@ -113,6 +127,7 @@ impl Settings {
             method: head.method,
             path: record.path.clone(),
             headers: head.headers,
+            added,
             payload,
             model: named.model,
             alias: named.alias,
@@ -150,9 +165,10 @@ impl Settings {
             let body = payload::stream(body, self.cap, Rc::clone(record))?;
             return Ok((Payload::upload(body), named));
         }
-        let asked_at = Instant::now();
-        let (bytes, share) = within(record.start + self.total, payload::read(body, self.cap, &self.memory)).await?;
-        record.receiving.set(asked_at.elapsed());
+        let read = pin!(payload::read(body, self.cap, &self.memory));
+        let (read, took) = within(record.start + self.total, read).await;
+        let (bytes, share) = read?;
+        record.receiving.set(took);
         record.received.set(bytes.len() as u64);
         let (bytes, mut named) = match form {
             Form::Json => self.json(bytes),

@@ -31,11 +31,10 @@ const BELIEVED: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`Kind::PayloadTooLarge`](crate::error::Kind::PayloadTooLarge),
 /// [`Kind::BodyMemory`](crate::error::Kind::BodyMemory), or what the client's side failed with.
-pub(super) async fn read(body: Upload, cap: usize, memory: &Memory) -> Result<(Bytes, Reservation), Error> {
+pub(super) async fn read(mut body: Upload, cap: usize, memory: &Memory) -> Result<(Bytes, Reservation), Error> {
     let announced = announced(&body, cap)?;
     let mut share = memory.reserve();
     share.grow(announced.unwrap_or(0))?;
-    let mut body = Body::upload(body);
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
     let mut belief = Some(None);

@@ -16,10 +16,10 @@ pub(super) fn write(line: &mut Line<'_>, story: &Story, took: Duration) {
     line.text("path", record.path.path());
     line.millis("duration_ms", took);
     line.text("id", record.id.to_str().unwrap_or("-"));
-    if let Some(address) = record.peer.address {
-        line.address("client", address.ip());
+    if record.peer.address.is_some() {
+        line.word("client", story.forwarded.address());
     }
-    line.text("endpoint", endpoint_name(record.endpoint));
+    line.word("endpoint", endpoint_name(record.endpoint));
     if let Some(model) = &*record.model.borrow() {
         line.text("model", shown(model));
     }
@@ -28,7 +28,7 @@ pub(super) fn write(line: &mut Line<'_>, story: &Story, took: Duration) {
     }
     if let Some(backend) = &*record.backend.borrow() {
         line.text("backend", &backend.spec.name);
-        line.text("why", record.why.get());
+        line.word("why", record.why.get());
         line.number("attempts", u64::from(record.attempts.get()));
     }
     line.millis("gateway_ms", story.overhead);
@@ -50,15 +50,15 @@ pub(super) fn write(line: &mut Line<'_>, story: &Story, took: Duration) {
         line.number("tokens_out", u64::from(usage.output));
     }
     if record.finish.get() != Finish::None {
-        line.text("finish", record.finish.get().name());
+        line.word("finish", record.finish.get().name());
     }
     if let Some(kind) = story.error {
-        line.text("error", crate::proxy::respond::row_of(kind).code);
+        line.word("error", crate::proxy::respond::row_of(kind).code);
     }
     if let Some(cut) = record.cut.get() {
-        line.text("cut", crate::proxy::respond::row_of(cut).code);
+        line.word("cut", crate::proxy::respond::row_of(cut).code);
     } else if story.left {
-        line.text("cut", "client_gone");
+        line.word("cut", "client_gone");
     }
 }
 

@@ -8,7 +8,7 @@
 mod access_log;
 mod metrics;
 
-use std::{cell::RefCell, convert::Infallible, rc::Rc, time::SystemTime};
+use std::{cell::RefCell, convert::Infallible, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
@@ -19,11 +19,12 @@ use tower::{Service, service_fn};
 pub use self::metrics::Metrics;
 use super::{
     Arrival, Inbound, Response, X_REQUEST_ID,
+    headers::Forwarded,
     record::Record,
     respond::{self, Honest},
 };
 use crate::{
-    body::{End, Tail},
+    body::{Body, End, Tail},
     error::{Error, Kind},
     protocol::endpoint::{Dialect, Endpoint},
     telemetry::{access::AccessLog, digits},
@@ -42,6 +43,8 @@ pub struct Observe {
     /// `debug_headers`
     pub debug_headers: bool,
     pub ids: Rc<Ids>,
+    /// Where values of header fields are written.
+    pub scratch: RefCell<Vec<u8>>,
 }
 
 /// Makes request ids: 128 random bits in hex.
@@ -98,8 +101,8 @@ where
         async move {
             let Inbound { request, peer, forwarded } = inbound;
             let id = stage.id(&request);
-            let record = Rc::new(Record::new(Instant::now(), id, &request, peer));
-            let story = Story::begin(&stage, &record);
+            let record = Rc::new(Record::new(Instant::now(), id, &*request, peer));
+            let story = Story::begin(&stage, &record, &forwarded);
             let outcome = inner.call(Arrival { request, forwarded, record }).await;
             Ok(story.answer(outcome))
         }
@@ -121,6 +124,7 @@ impl Observe {
 pub(super) struct Story {
     stage: Rc<Observe>,
     pub(super) record: Rc<Record>,
+    pub(super) forwarded: Rc<Forwarded>,
     /// 0 until there is an answer.
     pub(super) status: u16,
     /// Bytes of the answer's body that went out.
@@ -130,20 +134,24 @@ pub(super) struct Story {
     /// The client left before the end.
     pub(super) left: bool,
     /// Time this gateway itself took before the head went out.
-    pub(super) overhead: std::time::Duration,
+    pub(super) overhead: Duration,
+    /// Since the start, when nothing more is to come: known with the head, if the body is whole by then.
+    took: Option<Duration>,
 }
 
 impl Story {
-    fn begin(stage: &Rc<Observe>, record: &Rc<Record>) -> Box<Self> {
+    fn begin(stage: &Rc<Observe>, record: &Rc<Record>, forwarded: &Rc<Forwarded>) -> Box<Self> {
         stage.metrics.begun();
         Box::new(Self {
             stage: Rc::clone(stage),
             record: Rc::clone(record),
+            forwarded: Rc::clone(forwarded),
             status: 0,
             sent: 0,
             error: None,
             left: true,
-            overhead: std::time::Duration::ZERO,
+            overhead: Duration::ZERO,
+            took: None,
         })
     }
 
@@ -159,24 +167,23 @@ impl Story {
             }
         };
         self.status = self.error.map_or(response.status().as_u16(), respond::status_of);
-        self.overhead = self.gateway_time();
+        let took = self.record.start.elapsed();
+        self.overhead = self.gateway_time(took);
+        self.took = (response.body().as_whole().is_some() || response.body().is_end_stream()).then_some(took);
         self.dress(&mut response);
         if self.record.method == Method::HEAD {
             response = without_body(response);
         }
         // A tunnel is no body: its story ends with the handshake.
-        response.map(|body| body.with_tail(self))
+        let body = std::mem::replace(response.body_mut(), Body::empty());
+        *response.body_mut() = body.with_tail(self);
+        response
     }
 
     /// Since the start, less the waits that were not ours: the client's upload, the queue, the backend.
-    fn gateway_time(&self) -> std::time::Duration {
+    fn gateway_time(&self, took: Duration) -> Duration {
         let record = &self.record;
-        record
-            .start
-            .elapsed()
-            .saturating_sub(record.receiving.get())
-            .saturating_sub(record.queued.get())
-            .saturating_sub(record.waited.get())
+        took.saturating_sub(record.receiving.get() + record.queued.get() + record.waited.get())
     }
 
     /// Adds the fields of ours.
@@ -200,20 +207,19 @@ impl Story {
 
     /// `gw;dur=0.021, queue;dur=3.0, ttfb;dur=184.2`, in milliseconds.
     fn server_timing(&self) -> Option<HeaderValue> {
-        let mut text = Vec::with_capacity(96);
-        let mut entry = |name: &[u8], time| {
-            text.extend_from_slice(name);
-            text.extend_from_slice(b";dur=");
-            digits::millis(&mut text, time);
-        };
-        entry(b"gw", self.overhead);
+        let text = &mut *self.stage.scratch.borrow_mut();
+        text.clear();
+        text.extend_from_slice(b"gw;dur=");
+        digits::millis(text, self.overhead);
         if !self.record.queued.get().is_zero() {
-            entry(b", queue", self.record.queued.get());
+            text.extend_from_slice(b", queue;dur=");
+            digits::millis(text, self.record.queued.get());
         }
         if let Some(head) = self.record.head.get() {
-            entry(b", ttfb", head - self.record.start);
+            text.extend_from_slice(b", ttfb;dur=");
+            digits::millis(text, head - self.record.start);
         }
-        HeaderValue::from_bytes(&text).ok()
+        HeaderValue::from_bytes(text).ok()
     }
 }
 
@@ -223,11 +229,11 @@ fn without_body(response: Response) -> Response {
     if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
         head.headers.entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(length));
     }
-    Response::from_parts(head, crate::body::Body::empty())
+    Response::from_parts(head, Body::empty())
 }
 
 /// What comes in pieces ends honestly.
-fn honest(response: Response, record: &Record) -> Response {
+fn honest(mut response: Response, record: &Record) -> Response {
     if response.body().as_whole().is_some() || response.body().is_end_stream() {
         return response;
     }
@@ -241,7 +247,9 @@ fn honest(response: Response, record: &Record) -> Response {
     } else {
         None
     };
-    response.map(|body| Honest::body(body, record, dialect))
+    let body = std::mem::replace(response.body_mut(), Body::empty());
+    *response.body_mut() = Honest::body(body, record, dialect);
+    response
 }
 
 impl Tail for Story {
@@ -259,10 +267,14 @@ impl Drop for Story {
         if self.left && self.status == 0 {
             self.status = respond::status_of(Kind::ClientGone);
         }
-        let took = self.record.start.elapsed();
+        // A whole body goes out with its head: one look at the clock serves both.
+        let took = match self.took {
+            Some(took) if !self.left => took,
+            _ => self.record.start.elapsed(),
+        };
         self.stage.metrics.ended(self, took);
         if let Some(log) = &self.stage.access_log {
-            log.line(SystemTime::now(), |line| access_log::write(line, self, took));
+            log.line(self.record.start + took, |line| access_log::write(line, self, took));
         }
     }
 }

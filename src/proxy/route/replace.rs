@@ -1,8 +1,8 @@
 //! The body of a stream whose head has gone out and whose first byte has not: should it fail, another try takes its
 //! place, and the client sees nothing of it.
 //!
-//! A replacement must have the same status, content type, coding and length: the head with these is out. From the first
-//! byte on this hands frames through, and holds neither the call nor its payload any more. When the client leaves, the
+//! A replacement must have the same status, content type, coding and length: the head with these is out. With
+//! the first byte the backend's own body takes this one's place, and neither the call nor its payload is held any more. When the client leaves, the
 //! body is dropped, and with it whatever try is under way.
 
 use std::{
@@ -17,7 +17,11 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tower::Service;
 
 use super::{Tries, retry};
-use crate::{body::Body, error::Error, proxy::attempt::Attempt};
+use crate::{
+    body::{Body, Passing},
+    error::Error,
+    proxy::attempt::Attempt,
+};
 
 /// What of a head must not change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +75,19 @@ where
     /// `response` with a body that can still be replaced.
     pub(super) fn wrap(response: Response<Body>, tries: Tries<S>) -> Response<Body> {
         let head = Head::of(&response);
-        response.map(|body| Body::stream(Self { state: State::Waiting { body, head, tries: Box::new(tries) } }))
+        response.map(|body| Body::passing(Self { state: State::Waiting { body, head, tries: Box::new(tries) } }))
+    }
+}
+
+impl<S> Passing for Replace<S>
+where
+    S: Service<Attempt, Response = Response<Body>, Error = Error> + Clone + 'static,
+{
+    fn settled(&mut self) -> Option<Body> {
+        match &mut self.state {
+            State::Passing(body) => Some(mem::replace(body, Body::empty())),
+            _ => None,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
 
@@ -44,7 +44,7 @@ pub(super) struct Seen {
 
 /// Puts the answer under guard.
 pub(super) fn guard(
-    response: Response,
+    mut response: Response,
     stage: Rc<Upstream>,
     call: Rc<Call>,
     backend: Arc<Backend>,
@@ -52,23 +52,26 @@ pub(super) fn guard(
     watch: Watch,
     seen: Seen,
 ) -> Response {
-    let (mut head, body) = response.into_parts();
-    let plain = !head.headers.contains_key(header::CONTENT_ENCODING);
-    let good = plain && head.status == StatusCode::OK;
-    let content_type = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let plain = !response.headers().contains_key(header::CONTENT_ENCODING);
+    let status = response.status();
+    let good = plain && status == StatusCode::OK;
+    let content_type = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     let framing = Framing::of(content_type).filter(|_| plain);
+    let body = std::mem::replace(response.body_mut(), Body::empty());
     if body.is_end_stream() || framing.is_none() && body.as_whole().is_some() {
         if !seen.told {
             backend.report(Outcome::Answered { ttft: None });
         }
-        let body = if good { finished(&mut head, body, &stage, &call, &backend) } else { at_once(body, &call) };
-        return Response::from_parts(head, body);
+        let headers = response.headers_mut();
+        let body = if good { finished(headers, body, &stage, &call, &backend) } else { at_once(body, &call) };
+        *response.body_mut() = body;
+        return response;
     }
-    let metered = framing.is_some() && head.status == StatusCode::OK;
+    let metered = framing.is_some() && status == StatusCode::OK;
     let renamed = good && call.alias.is_some();
     // A stream that turns out to be cut at its very end must be able to say so: no length is promised.
     if framing.is_some() || renamed {
-        head.headers.remove(header::CONTENT_LENGTH);
+        response.headers_mut().remove(header::CONTENT_LENGTH);
     }
     let gather = match framing {
         None if renamed => Gather::Held(Vec::new()),
@@ -88,9 +91,9 @@ pub(super) fn guard(
             .alias
             .as_deref()
             .filter(|_| renamed && framing.is_some())
-            .map(|alias| Renamer::new(dialect, alias)),
+            .map(|alias| Box::new(Renamer::new(dialect, alias))),
         gather,
-        learn: call.endpoint == Endpoint::Responses && head.status == StatusCode::OK,
+        learn: call.endpoint == Endpoint::Responses && status == StatusCode::OK,
         good,
         seen,
         between: stage.timeouts.between_bytes,
@@ -101,7 +104,8 @@ pub(super) fn guard(
         permit: Some(permit),
         watch,
     };
-    Response::from_parts(head, Body::stream(guarded))
+    *response.body_mut() = Body::stream(guarded);
+    response
 }
 
 /// A plain answer longer than this is passed on without its tokens being counted, and without its name changed back.
@@ -132,13 +136,13 @@ impl Gather {
 }
 
 /// A whole plain answer: tokens, finish, id, name.
-fn finished(head: &mut http::response::Parts, body: Body, stage: &Upstream, call: &Call, backend: &Backend) -> Body {
+fn finished(headers: &mut HeaderMap, body: Body, stage: &Upstream, call: &Call, backend: &Backend) -> Body {
     let body = at_once(body, call);
     let Some(whole) = body.as_whole() else { return body };
     account(whole, stage, call, backend);
     match renamed(whole, call) {
         Some(renamed) => {
-            head.headers.remove(header::CONTENT_LENGTH);
+            headers.remove(header::CONTENT_LENGTH);
             Body::whole(renamed)
         }
         None => body,
@@ -182,7 +186,7 @@ struct Guarded {
     inner: Body,
     hold: Option<HoldBack>,
     meter: Option<StreamMeter>,
-    renamer: Option<Renamer>,
+    renamer: Option<Box<Renamer>>,
     gather: Gather,
     /// Whether a response id is still to be learnt.
     learn: bool,
@@ -201,7 +205,7 @@ struct Guarded {
 enum State {
     Running,
     /// Trailers that come after the last held bytes.
-    Trailers(Frame<Bytes>),
+    Trailers(Box<Frame<Bytes>>),
     /// Found incomplete at its end.
     Failing(Error),
     Ended,
@@ -326,7 +330,7 @@ impl Guarded {
         self.state = State::Ended;
         match trailers {
             Some(trailers) if rest.is_empty() => return Poll::Ready(Some(Ok(trailers))),
-            Some(trailers) => self.state = State::Trailers(trailers),
+            Some(trailers) => self.state = State::Trailers(Box::new(trailers)),
             None => {}
         }
         Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))))
@@ -352,7 +356,7 @@ impl HttpBody for Guarded {
         loop {
             match std::mem::replace(&mut this.state, State::Ended) {
                 State::Ended => return Poll::Ready(None),
-                State::Trailers(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                State::Trailers(trailers) => return Poll::Ready(Some(Ok(*trailers))),
                 State::Failing(error) => return this.fail(error),
                 State::Running => this.state = State::Running,
             }

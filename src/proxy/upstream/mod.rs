@@ -64,30 +64,20 @@ pub fn upstream(
     stage: Rc<Upstream>,
 ) -> impl Service<Attempt, Response = Response, Error = Error, Future = impl Future<Output = Result<Response, Error>>> + Clone
 {
-    service_fn(move |attempt: Attempt| {
-        let stage = Rc::clone(&stage);
-        async move {
-            let backend = Arc::clone(&attempt.backend);
-            let sent = stage.send(attempt).await;
-            sent.map_err(|error| match error.kind().origin() {
-                Origin::Downstream => error,
-                _ => error.at(&backend.spec.name),
-            })
-        }
-    })
+    service_fn(move |attempt: Attempt| Rc::clone(&stage).send(attempt))
 }
 
 impl Upstream {
     async fn send(self: Rc<Self>, attempt: Attempt) -> Result<Response, Error> {
         let Attempt { call, backend, permit, body, .. } = attempt;
-        let target = self.target(&backend)?;
+        let target = self.target(&backend).map_err(|error| at(error, &backend))?;
         let started = Instant::now();
         let own = own_credentials(&call, &backend);
         let head = Head {
             method: &call.method,
             path: &call.path,
             headers: own.as_ref().unwrap_or(&call.headers),
-            extra: &[],
+            extra: &call.added,
             repeatable: call.repeatable,
         };
         let mut watch = self.watch(&call, &backend, started);
@@ -100,7 +90,7 @@ impl Upstream {
         let now = Instant::now();
         let record = &call.record;
         record.waited.set(record.waited.get() + (now - started));
-        let mut response = self.reported(sent, &call, &backend)?;
+        let mut response = self.reported(sent, &call, &backend).map_err(|error| at(error, &backend))?;
         record.head.set(Some(now));
         backend.note_bytes();
         if let Some(stream) = stream {
@@ -175,6 +165,14 @@ impl Upstream {
                 Err(cause) => Error::new(Kind::ClientGone, "the request body failed").with_source(cause),
             },
         })
+    }
+}
+
+/// Names the backend in an error that is not the client's.
+fn at(error: Error, backend: &Backend) -> Error {
+    match error.kind().origin() {
+        Origin::Downstream => error,
+        _ => error.at(&backend.spec.name),
     }
 }
 

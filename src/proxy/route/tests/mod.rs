@@ -190,6 +190,7 @@ fn call() -> Call {
         method: Method::POST,
         path: PathAndQuery::from_static("/v1/chat/completions"),
         headers: HeaderMap::new(),
+        added: Vec::new(),
         payload: Payload::whole(Bytes::from_static(b"hello"), Memory::new(1 << 20).reserve()),
         model: None,
         alias: None,
