@@ -7,13 +7,15 @@
 //!            bytes                     a head, then requests
 //!   bare ─────────────► hyper's connection ──┐
 //!    ▲                     │        ▲        │
-//!    └──── idle 200 ms ────┘        └────────┘
+//!    └──── idle 100 ms ────┘        └────────┘
 //! ```
+//! At most [`WARM`] connections of a worker wait for those 100 ms; the rest go back at once.
 //! Limits: the first byte within `header_timeout` of the connect, a whole head within `header_timeout` of its first
 //! byte (else 408), 75 s between requests, and a client that must make progress for us to go on makes at least 1 KiB
 //! in 60 s of waiting: see [`crate::body::Upload`] for what it sends and [`STALL_WINDOW`] for what it reads.
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     future::poll_fn,
     marker::PhantomData,
@@ -47,7 +49,10 @@ pub(super) const STALL_WINDOW: Duration = Duration::from_secs(60);
 /// ... it took less than this many bytes.
 pub(super) const STALL_LEAST: u64 = 1024;
 /// How long hyper's connection is kept after an answer: the next request of a busy client comes sooner.
-const FOLD_AFTER: Duration = Duration::from_millis(200);
+const FOLD_AFTER: Duration = Duration::from_millis(100);
+/// The most connections of a worker that are kept so at once. After a burst on thousands of connections there would be
+/// 20 KiB held for each; to make hyper's connection anew costs a busy one some hundredths of a request.
+pub(super) const WARM: usize = 128;
 /// When we drain, a request that is on its way on an idle connection has this long to arrive.
 const LAST_CALL: Duration = Duration::from_millis(200);
 /// A connection that we close is read on for a while, so that the kernel does not reset it under our last answer
@@ -65,6 +70,23 @@ const LATE_HEAD: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n
 pub(super) struct Session {
     pub(super) ear: Ear,
     pub(super) deadline: Deadline,
+}
+
+/// A connection that was accepted.
+pub(super) struct Arrival {
+    pub(super) stream: Stream,
+    pub(super) peer: Peer,
+}
+
+/// A connection without hyper's part. Boxed where it is handed on: each function it went through would add its size
+/// to the task.
+struct Quiet<S, B> {
+    stream: Stream,
+    /// Read, and not understood yet.
+    early: Bytes,
+    /// The client has ended its side.
+    over: bool,
+    service: Guarded<S, B>,
 }
 
 /// Why hyper's connection was given up.
@@ -89,31 +111,72 @@ enum Waiting {
     Idle,
 }
 
-/// From accept to close; ends early when the drain does.
-pub(super) async fn run<M, S, B>(worker: Rc<Worker<M>>, stream: Stream, peer: Box<Peer>)
+/// One of the [`WARM`] places.
+struct Place<'a>(&'a Cell<usize>);
+
+impl<'a> Place<'a> {
+    fn take(taken: &'a Cell<usize>) -> Option<Self> {
+        let count = taken.get();
+        (count < WARM).then(|| {
+            taken.set(count + 1);
+            Self(taken)
+        })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// From accept to close; ends early when the drain does. `held` is dropped after all else.
+pub(super) async fn run<M, S, B>(worker: Rc<Worker<M>>, arrival: Box<Arrival>, held: impl Sized)
 where
     M: Fn(Rc<Peer>) -> S + 'static,
     S: Service<Request<B>, Response = Response<Body>, Error = Infallible, Future = Answering> + 'static,
     B: From<Upload> + 'static,
 {
     let over = worker.bell.ear();
-    let mut serving = pin!(serve(&worker, stream, peer));
-    poll_fn(|cx| {
-        if over.listen(cx) == Phase::Ending {
-            return Poll::Ready(());
-        }
-        serving.as_mut().poll(cx)
-    })
-    .await;
+    {
+        let mut serving = pin!(serve(&worker, arrival));
+        poll_fn(|cx| {
+            if over.listen(cx) == Phase::Ending {
+                return Poll::Ready(());
+            }
+            serving.as_mut().poll(cx)
+        })
+        .await;
+    }
+    drop(held);
 }
 
-async fn serve<M, S, B>(worker: &Rc<Worker<M>>, stream: Stream, mut peer: Box<Peer>)
+async fn serve<M, S, B>(worker: &Rc<Worker<M>>, arrival: Box<Arrival>)
 where
     M: Fn(Rc<Peer>) -> S + 'static,
     S: Service<Request<B>, Response = Response<Body>, Error = Infallible, Future = Answering> + 'static,
     B: From<Upload> + 'static,
 {
     let mut session = Session { ear: worker.bell.ear(), deadline: worker.ticker.deadline() };
+    // Boxed, all that is over before the first request: every connection's task has the size of its largest part, for
+    // all its life.
+    if let Some(quiet) = Box::pin(begin(worker, &mut session, arrival)).await {
+        http1(worker, &mut session, quiet).await;
+    }
+}
+
+/// Up to the first bytes of an HTTP/1.1 connection; all of one that speaks HTTP/2.
+async fn begin<M, S, B>(
+    worker: &Rc<Worker<M>>,
+    session: &mut Session,
+    arrival: Box<Arrival>,
+) -> Option<Box<Quiet<S, B>>>
+where
+    M: Fn(Rc<Peer>) -> S + 'static,
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible, Future = Answering> + 'static,
+    B: From<Upload> + 'static,
+{
+    let Arrival { stream, mut peer } = *arrival;
     let header_timeout = worker.settings.header_timeout;
     session.deadline.set(header_timeout);
     let (mut stream, h2) = match &worker.settings.tls {
@@ -121,19 +184,18 @@ where
         Some(tls) => {
             let shaken = tokio::select! {
                 biased;
-                // Boxed, as HTTP/2 below: every connection's task has the size of its largest part, for all its life.
                 shaken = Box::pin(tls::accept(tls, stream, &mut peer)) => shaken.ok(),
                 () = session.deadline.over() => None,
             };
             let Some(shaken) = shaken else {
                 worker.stats.tls_failures.increment(1);
-                return;
+                return None;
             };
             session.deadline.set(header_timeout);
             shaken
         }
     };
-    let peer: Rc<Peer> = Rc::from(peer);
+    let peer = Rc::new(peer);
     let service = Guarded {
         service: (worker.make)(Rc::clone(&peer)),
         peer: Rc::clone(&peer),
@@ -144,15 +206,15 @@ where
         body: PhantomData,
     };
     if h2 {
-        return Box::pin(http2::serve(worker, &mut session, stream, Bytes::new(), service)).await;
+        Box::pin(http2::serve(worker, session, stream, Bytes::new(), service)).await;
+        return None;
     }
-    let Some(early) = first_bytes(&mut session, &mut stream).await else {
-        return;
-    };
+    let early = first_bytes(session, &mut stream).await?;
     if !peer.tls && early.starts_with(PREFACE) {
-        return Box::pin(http2::serve(worker, &mut session, stream, early, service)).await;
+        Box::pin(http2::serve(worker, session, stream, early, service)).await;
+        return None;
     }
-    http1(worker, &mut session, stream, early, service).await;
+    Some(Box::new(Quiet { stream, early, over: false, service }))
 }
 
 /// The first bytes of a connection: enough to know which HTTP it speaks. `None` when none came in time.
@@ -200,59 +262,72 @@ async fn readable(session: &mut Session, stream: &mut Stream) -> Option<()> {
     .await
 }
 
-async fn http1<M, S, B>(
-    worker: &Rc<Worker<M>>,
-    session: &mut Session,
-    mut stream: Stream,
-    mut early: Bytes,
-    mut service: Guarded<S, B>,
-) where
+async fn http1<M, S, B>(worker: &Rc<Worker<M>>, session: &mut Session, mut quiet: Box<Quiet<S, B>>)
+where
     M: 'static,
     S: Service<Request<B>, Response = Response<Body>, Error = Infallible, Future = Answering> + 'static,
     B: From<Upload> + 'static,
 {
-    let flow = Rc::new(Flow::default());
-    let activity = Rc::clone(&service.activity);
-    let hush = service.hush.clone();
     loop {
-        let last = session.ear.phase() >= Phase::Draining;
-        let builder = if last { &worker.http1_last } else { &worker.http1 };
-        let mut connection = Box::new(builder.serve_connection(Io::new(stream, early, Rc::clone(&flow)), service));
-        let end = drive(worker, session, &mut connection, (&flow, &activity, &hush), last).await;
-        let parts = connection.into_parts();
-        service = parts.service;
-        let (socket, unread) = parts.io.into_parts();
-        stream = socket;
-        early = join(parts.read_buf, unread);
+        // Boxed: most of a connection's memory, and given back while nothing is asked.
+        let (end, met) = Box::pin(talk(worker, session, quiet)).await;
+        quiet = met;
         match end {
             End::Idle => {
                 worker.stats.folded.increment(1);
                 session.deadline.set(worker.settings.idle);
-                if early.is_empty() && readable(session, &mut stream).await.is_none() {
+                if quiet.early.is_empty() && readable(session, &mut quiet.stream).await.is_none() {
                     return;
                 }
             }
             End::Late => {
                 worker.stats.late_heads.increment(1);
-                stream.last_word(LATE_HEAD);
-                return linger(session, stream).await;
+                quiet.stream.last_word(LATE_HEAD);
+                return Box::pin(linger(session, quiet.stream)).await;
             }
             End::Stalled => {
                 worker.stats.stalled.increment(1);
                 return;
             }
             End::Over => {
-                return match service.peer.take_tunnel() {
-                    Some(take) if activity.switched.get() => take(Box::new(stream), early).await,
+                let activity = &quiet.service.activity;
+                return match quiet.service.peer.take_tunnel() {
+                    Some(take) if activity.switched.get() => take(Box::new(quiet.stream), quiet.early).await,
                     _ if activity.next.borrow().as_ref().is_some_and(|answer| answer.unframed_failure.get()) => {
-                        stream.reset();
+                        quiet.stream.reset();
                     }
-                    _ if flow.over.get() => {}
-                    _ => linger(session, stream).await,
+                    _ if quiet.over => {}
+                    _ => Box::pin(linger(session, quiet.stream)).await,
                 };
             }
         }
     }
+}
+
+/// Requests and answers, until hyper's connection is given up.
+async fn talk<M, S, B>(
+    worker: &Rc<Worker<M>>,
+    session: &mut Session,
+    quiet: Box<Quiet<S, B>>,
+) -> (End, Box<Quiet<S, B>>)
+where
+    M: 'static,
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible, Future = Answering> + 'static,
+    B: From<Upload> + 'static,
+{
+    let quiet = *quiet;
+    let last = session.ear.phase() >= Phase::Draining;
+    let builder = if last { &worker.http1_last } else { &worker.http1 };
+    let flow = Rc::new(Flow::default());
+    let activity = Rc::clone(&quiet.service.activity);
+    let hush = quiet.service.hush.clone();
+    let io = Io::new(quiet.stream, quiet.early, Rc::clone(&flow));
+    let mut connection = builder.serve_connection(io, quiet.service);
+    let end = drive(worker, session, &mut connection, (&flow, &activity, &hush), last).await;
+    let parts = connection.into_parts();
+    let (stream, unread) = parts.io.into_parts();
+    let early = join(parts.read_buf, unread);
+    (end, Box::new(Quiet { stream, early, over: flow.over.get(), service: parts.service }))
 }
 
 /// Drives hyper's connection until it is over or may be given up.
@@ -269,6 +344,7 @@ where
 {
     let mut draining = last;
     let mut waiting = Waiting::Nothing;
+    let mut place = None;
     let mut pace: Option<Pace> = None;
     session.deadline.clear();
     poll_fn(|cx| {
@@ -309,10 +385,17 @@ where
         };
         if now != waiting || turned {
             waiting = now;
+            place = None;
             match now {
                 Waiting::Nothing => session.deadline.clear(),
                 Waiting::Head => session.deadline.set(worker.settings.header_timeout),
-                Waiting::Fold => session.deadline.set(FOLD_AFTER),
+                Waiting::Fold => {
+                    place = Place::take(&worker.warm);
+                    if place.is_none() {
+                        return Poll::Ready(End::Idle);
+                    }
+                    session.deadline.set(FOLD_AFTER);
+                }
                 Waiting::Idle => session.deadline.set(worker.settings.idle),
             }
         }
@@ -356,10 +439,12 @@ async fn linger(session: &mut Session, mut stream: Stream) {
     .await;
 }
 
+/// An empty part may still hold hyper's buffer, and is let go.
 fn join(first: Bytes, second: Bytes) -> Bytes {
     match (first.is_empty(), second.is_empty()) {
-        (_, true) => first,
-        (true, _) => second,
+        (true, true) => Bytes::new(),
+        (false, true) => first,
+        (true, false) => second,
         _ => [first, second].concat().into(),
     }
 }

@@ -127,6 +127,8 @@ struct Worker<M> {
     http1: http1::Builder,
     /// The same, with each answer the last of its connection.
     http1_last: http1::Builder,
+    /// Connections that are idle and still have hyper's buffers.
+    warm: Cell<usize>,
     census: Rc<Census>,
     refusing: Rc<Census>,
     make: M,
@@ -290,7 +292,7 @@ impl<M: 'static> Worker<M> {
         let mut http1_last = http1.clone();
         http1_last.keep_alive(false);
         let (bell, census, refusing) = (Bell::new(), Rc::default(), Rc::default());
-        Self { settings, ticker, stats, drain, bell, http1, http1_last, census, refusing, make }
+        Self { settings, ticker, stats, drain, bell, http1, http1_last, warm: Cell::new(0), census, refusing, make }
     }
 
     fn census(&self) -> Task {
@@ -324,12 +326,8 @@ impl<M: 'static> Worker<M> {
         let worker = Rc::clone(self);
         let held = (slot, load, self.census(), self.drain.guard(), Gauged::new(&self.stats.open));
         let Accepted { stream, address } = accepted;
-        let peer = Box::new(Peer::new(address, stream.local()));
-        let task = async move {
-            let _held = held;
-            connection::run(worker, stream, peer).await;
-        };
-        spawn(task);
+        let arrival = Box::new(connection::Arrival { peer: Peer::new(address, stream.local()), stream });
+        spawn(connection::run(worker, arrival, held));
     }
 
     fn refuse(self: &Rc<Self>, accepted: Accepted) {

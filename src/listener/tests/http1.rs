@@ -1,7 +1,7 @@
 use http::StatusCode;
 use http_body::Body as _;
 
-use super::*;
+use super::{super::connection::WARM, *};
 use crate::error::Kind;
 
 #[test]
@@ -45,6 +45,34 @@ fn a_thousand_idle_connections_fold_and_still_answer() {
         drop(clients);
         secs(1).await;
         assert_eq!(bench.limit.open(), 0);
+    });
+}
+
+#[test]
+fn more_than_a_few_idle_connections_fold_at_once() {
+    paused(async {
+        let ticker = Ticker::default();
+        let bench = Bench::timed(settings(), ticker.clone(), |_, request| Box::pin(echo(request)));
+        let mut clients = Vec::new();
+        for _ in 0..WARM + 100 {
+            clients.push(bench.connect().await);
+        }
+        for client in &mut clients {
+            client.write_all(GET).await.unwrap();
+        }
+        for client in &mut clients {
+            until(client, "GET /x ").await;
+        }
+        assert_eq!(count(&bench.counts.folded), 100);
+        ticker.tick();
+        ticker.tick();
+        secs(1).await;
+        assert_eq!(count(&bench.counts.folded), (WARM + 100) as u64);
+        // Its place is free again.
+        clients[0].write_all(GET).await.unwrap();
+        until(&mut clients[0], "GET /x ").await;
+        secs(1).await;
+        assert_eq!(count(&bench.counts.folded), (WARM + 100) as u64);
     });
 }
 

@@ -94,12 +94,20 @@ impl Bench {
     where
         A: Fn(Rc<Peer>, Request<Upload>) -> Answering + 'static,
     {
+        let ticker = Ticker::default();
+        start(ticker.clone().run());
+        Self::timed(settings, ticker, answer)
+    }
+
+    /// The same, by a clock that the test moves.
+    fn timed<A>(settings: Settings, ticker: Ticker, answer: A) -> Self
+    where
+        A: Fn(Rc<Peer>, Request<Upload>) -> Answering + 'static,
+    {
         let socket = bind(&crate::config::Listen::Tcp(([127, 0, 0, 1], 0).into()), 1).unwrap().remove(0);
         let address = socket.address().unwrap();
         let counts = Counts::default();
         let (handle, drain) = DrainHandle::new();
-        let ticker = Ticker::default();
-        start(ticker.clone().run());
         let limit = settings.limit.clone();
         let answer = Rc::new(answer);
         let make = move |peer: Rc<Peer>| {
