@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::{Failure, Settings, Stage, Target, Worker, http1::head::Keep, http2, wire::Wire};
-use crate::{config::Scheme, runtime::ticker::TICK};
+use crate::{
+    config::Scheme,
+    runtime::{hash::Quick, ticker::TICK},
+};
 
 /// An HTTP/1.1 connection in use.
 #[derive(Debug)]
@@ -33,7 +36,7 @@ pub(super) enum Link {
 /// All shelves of a worker.
 #[derive(Debug)]
 pub(super) struct Pool {
-    shelves: RefCell<HashMap<Key, Rc<Shelf>>>,
+    shelves: RefCell<HashMap<Key, Rc<Shelf>, Quick>>,
     idle_ticks: u64,
     idle_http2_ticks: u64,
     per_target: usize,

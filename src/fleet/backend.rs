@@ -239,7 +239,11 @@ impl Backend {
 
     /// Told by `upstream`: how an attempt went.
     pub fn report(&self, outcome: Outcome<'_>) {
-        let now = Instant::now();
+        self.report_at(Instant::now(), outcome);
+    }
+
+    /// The same for who has just looked at the clock.
+    pub fn report_at(&self, now: Instant, outcome: Outcome<'_>) {
         let totals = &self.core.totals;
         match outcome {
             Outcome::Answered { ttft } => {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{Backend, models::Models};
-use crate::config::Capacity;
+use crate::{config::Capacity, runtime::hash::Quick};
 
 /// What routing reads.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ pub struct Snapshot {
     /// In the order of the configuration.
     pub backends: Vec<Arc<Backend>>,
     by_name: HashMap<Arc<str>, Arc<Backend>>,
-    by_model: HashMap<Arc<str>, Pools>,
+    by_model: HashMap<Arc<str>, Pools, Quick>,
     /// For calls that name no model.
     any: Pools,
     /// For a model on nobody's list: who may serve it all the same.

@@ -66,9 +66,21 @@ fn host(headers: &HeaderMap) -> Result<Option<&[u8]>, &'static str> {
     if hosts.next().is_some() {
         return Err("Host is given more than once");
     }
-    let valid =
-        host.is_empty() || Authority::try_from(host.as_bytes()).is_ok_and(|host| !host.as_str().contains(['@', ',']));
+    let valid = host.is_empty()
+        || is_plain(host.as_bytes())
+        || Authority::try_from(host.as_bytes()).is_ok_and(|host| !host.as_str().contains(['@', ',']));
     if valid { Ok(Some(host.as_bytes())) } else { Err("Host is not a host with an optional port") }
+}
+
+/// Whether this is a name or an IPv4 address of the usual letters, with at most a port of four digits: then there is
+/// nothing to parse.
+fn is_plain(host: &[u8]) -> bool {
+    let name = host.iter().take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-')).count();
+    match host[name..] {
+        [] => name > 0,
+        [b':', ref port @ ..] => name > 0 && matches!(port.len(), 1..=4) && port.iter().all(u8::is_ascii_digit),
+        _ => false,
+    }
 }
 
 /// RFC 9112 §3.2: the form of the target fits the method; RFC 9110 §4.2.4: no user name in it.
@@ -117,6 +129,17 @@ mod tests {
             request = request.header(*name, *value);
         }
         check(&request.body(()).unwrap().into_parts().0)
+    }
+
+    #[test]
+    fn what_is_plain_is_an_authority() {
+        for host in ["a", "a.b", "127.0.0.1:80", "a-b.c:9999", "0"] {
+            assert!(is_plain(host.as_bytes()), "{host}");
+            assert_eq!(Authority::try_from(host.as_bytes()).unwrap().as_str(), host);
+        }
+        for host in ["", ":80", "a:", "a:12345", "a:b", "a@b", "a,b", "[::1]", "a b", "a/b", "a:1:2"] {
+            assert!(!is_plain(host.as_bytes()), "{host}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod descriptors;
 pub mod drain;
+pub mod hash;
 pub mod hush;
 pub mod io;
 pub mod pace;

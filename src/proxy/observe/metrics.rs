@@ -8,6 +8,7 @@ use super::{Story, endpoint_name};
 use crate::{
     protocol::endpoint::Endpoint,
     proxy::respond,
+    runtime::hash::Quick,
     telemetry::metrics::{Name, Table},
 };
 
@@ -46,7 +47,7 @@ pub struct Metrics {
     /// In the order of [`ENDPOINTS`].
     endpoints: Vec<PerEndpoint>,
     cuts: HashMap<&'static str, Counter>,
-    models: RefCell<HashMap<Arc<str>, Tokens>>,
+    models: RefCell<HashMap<Arc<str>, Tokens, Quick>>,
     other_model: Tokens,
 }
 

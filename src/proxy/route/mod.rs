@@ -131,7 +131,8 @@ where
     tower::service_fn(move |call: Call| {
         let (ctx, inner) = (Rc::clone(&ctx), inner.clone());
         let tries = Tries { ctx, inner, call: Rc::new(call), tried: Vec::new(), names: Vec::new(), number: 0 };
-        tries.run()
+        // Boxed: the futures of the stages above would each have room for it twice, and be moved with it.
+        Box::pin(tries.run())
     })
 }
 
@@ -142,7 +143,7 @@ where
     S: Service<Attempt, Response = Response<Body>, Error = Error> + Clone + 'static,
 {
     async fn run(mut self) -> Answer {
-        self.ctx.budget.deposit(Instant::now());
+        self.ctx.budget.deposit(self.arrived());
         let Some(mut body) = self.call.payload.next() else {
             return Err(Error::new(Kind::Internal, "the request's body was used before its first try"));
         };
@@ -247,7 +248,8 @@ where
     /// A place for the next try.
     async fn place(&self, again: Again) -> Result<Permit, Error> {
         let ahead = !self.ctx.queue.is_empty() && self.ctx.queue.is_ahead(&Want::of(&self.call));
-        let found = if ahead { Found::Full { again: None, elsewhere: false } } else { self.look(again, true) };
+        let found =
+            if ahead { Found::Full { again: None, elsewhere: false } } else { self.look(again, true, self.now()) };
         let (permit, why) = match found {
             Found::Place(permit, why) => (permit, why),
             Found::Nowhere(error) => return Err(error),
@@ -262,7 +264,7 @@ where
         if let Found::Refresh(model) = found {
             // A refresh that takes longer than the client has is as good as none.
             let _ = tokio::time::timeout_at(self.call.deadline, (self.ctx.refresh)(model)).await;
-            found = self.look(again, false);
+            found = self.look(again, false, Instant::now());
         }
         match found {
             Found::Place(permit, why) => Ok((permit, why)),
@@ -296,7 +298,7 @@ where
         let ticket = queue.enter(want, settings.queue, start)?;
         // A place given back before we entered was offered to nobody, unless to those ahead.
         if ticket.is_first()
-            && let Found::Place(permit, _) = self.look(again, false)
+            && let Found::Place(permit, _) = self.look(again, false, Instant::now())
         {
             return Ok((permit, "queued"));
         }
@@ -309,7 +311,7 @@ where
             if Instant::now() >= end {
                 return Err(self.waited_in_vain(start, end == wanted));
             }
-            match self.look(again, false) {
+            match self.look(again, false, Instant::now()) {
                 Found::Place(permit, _) => return Ok((permit, "queued")),
                 Found::Nowhere(error) => return Err(error),
                 Found::Full { again, .. } => at = again,
@@ -324,7 +326,17 @@ where
         Error::new(Kind::QueueTimeout, text).after(self.ctx.queue.retry_after(Instant::now()))
     }
 
-    fn look(&self, again: Again, refresh: bool) -> Found {
+    /// When the whole request was there.
+    fn arrived(&self) -> Instant {
+        self.call.record.start + self.call.record.receiving.get()
+    }
+
+    /// The first try comes right after the request: no need to look at the clock again.
+    fn now(&self) -> Instant {
+        if self.number == 0 { self.arrived() } else { Instant::now() }
+    }
+
+    fn look(&self, again: Again, refresh: bool, now: Instant) -> Found {
         let snapshot = self.ctx.fleet.snapshot();
         if refresh
             && candidates::wants_refresh(&snapshot, &self.call)
@@ -334,7 +346,7 @@ where
         }
         match candidates::of(&snapshot, &self.call) {
             Candidates::Pinned(backend) => pinned(backend),
-            Candidates::Any(pools) => self.choose(pools, again),
+            Candidates::Any(pools) => self.choose(pools, again, now),
             Candidates::UnknownModel => {
                 let model = self.call.model.as_deref().unwrap_or_default();
                 Found::Nowhere(candidates::model_not_found(&snapshot, model))
@@ -343,10 +355,10 @@ where
         }
     }
 
-    fn choose(&self, pools: &Pools, again: Again) -> Found {
+    fn choose(&self, pools: &Pools, again: Again, now: Instant) -> Found {
         let Context { rng, settings, .. } = &*self.ctx;
         let usable = &pools.every.all;
-        let picker = Picker { rng, now: Instant::now(), tried: &self.tried, looked: Cell::new(0) };
+        let picker = Picker { rng, now, tried: &self.tried, looked: Cell::new(0) };
         if usable.is_empty() {
             return last_resort(pools, &picker);
         }

@@ -38,6 +38,8 @@ use crate::{
 pub(super) struct Seen {
     /// When the attempt left.
     pub(super) sent: Instant,
+    /// When the head came.
+    pub(super) head: Instant,
     /// The outcome is reported already.
     pub(super) told: bool,
 }
@@ -60,7 +62,7 @@ pub(super) fn guard(
     let body = std::mem::replace(response.body_mut(), Body::empty());
     if body.is_end_stream() || framing.is_none() && body.as_whole().is_some() {
         if !seen.told {
-            backend.report(Outcome::Answered { ttft: None });
+            backend.report_at(seen.head, Outcome::Answered { ttft: None });
         }
         let headers = response.headers_mut();
         let body = if good { finished(headers, body, &stage, &call, &backend) } else { at_once(body, &call) };
@@ -223,7 +225,7 @@ impl Guarded {
             // A plain answer comes when it is finished: its length, not the backend's pace, decides.
             let ttft = (self.call.stream && self.good).then(|| now - self.seen.sent);
             if !self.seen.told {
-                self.backend.report(Outcome::Answered { ttft });
+                self.backend.report_at(now, Outcome::Answered { ttft });
             }
         }
         record.last_byte.set(Some(now));

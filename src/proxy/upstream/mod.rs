@@ -100,7 +100,7 @@ impl Upstream {
         // A head that tells enough is reported here, any other with its body: one outcome per answer.
         let told = of_head(&response).map(|outcome| backend.report(outcome)).is_some();
         strip_response(response.headers_mut());
-        Ok(answer::guard(response, self, call, backend, permit, watch, answer::Seen { sent: started, told }))
+        Ok(answer::guard(response, self, call, backend, permit, watch, answer::Seen { sent: started, head: now, told }))
     }
 
     fn watch(&self, call: &Call, backend: &Arc<Backend>, now: Instant) -> Watch {
