@@ -20,7 +20,7 @@ use super::{peer::Peer, strict};
 use crate::{
     body::{Body, Lease, Upload},
     error::Error,
-    runtime::{hush::Hush, ticker::Ticker},
+    runtime::{hush::Hush, ticker::Ticker, turn::Turn},
 };
 
 /// What the service's future must be: boxed, since hyper keeps room for one as long as the connection lives.
@@ -37,6 +37,8 @@ pub(super) struct Activity {
     pub(super) cancelled: Cell<u32>,
     /// A 101 was answered.
     pub(super) switched: Cell<bool>,
+    /// When answers may be written.
+    pub(super) turn: Rc<Turn>,
     /// The stream whose answer was just begun, for the task that HTTP/2 gives it next.
     pub(super) next: RefCell<Option<Rc<Drain>>>,
 }
@@ -82,6 +84,8 @@ impl<S, B> Unpin for Guarded<S, B> {}
 /// A request that runs.
 pub(super) struct Running {
     future: Result<Answering, Option<Response<Body>>>,
+    /// It was dropped, or the answer to it is there.
+    answered: bool,
     lease: Option<Lease>,
     drain: Rc<Drain>,
     peer: Rc<Peer>,
@@ -92,6 +96,9 @@ pub(super) struct Running {
 /// An answer's body that counts as alive until it has ended.
 pub(super) struct Answer {
     body: Body,
+    /// Data that waits for its turn to be written.
+    held: Option<Bytes>,
+    turn: Rc<Turn>,
     drain: Rc<Drain>,
     _lease: Option<Lease>,
 }
@@ -127,6 +134,7 @@ where
         let lease = Some(Lease::new(&activity.alive));
         Running {
             future,
+            answered: false,
             lease,
             drain,
             peer: Rc::clone(&self.peer),
@@ -141,9 +149,8 @@ impl Future for Running {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let response = match &mut this.future {
-            Err(ready) => ready.take().unwrap_or_else(failed),
-            Ok(future) => match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        if let Ok(future) = &mut this.future {
+            let response = match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
                 Ok(polled) => {
                     let Ok(response) = ready!(polled);
                     response
@@ -152,23 +159,29 @@ impl Future for Running {
                     this.panics.increment(1);
                     failed()
                 }
-            },
+            };
+            // The future goes now, not with hyper's slot for it.
+            this.future = Err(Some(response));
+        }
+        ready!(this.activity.turn.poll(cx));
+        this.answered = true;
+        let response = match &mut this.future {
+            Err(response) => response.take().unwrap_or_else(failed),
+            Ok(_) => failed(),
         };
-        // The future goes now, not with hyper's slot for it.
-        this.future = Err(None);
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         this.activity.switched.set(switched);
         if !switched {
             drop(this.peer.take_tunnel());
         }
-        let (drain, lease) = (Rc::clone(&this.drain), this.lease.take());
-        Poll::Ready(Ok(response.map(|body| Answer { body, drain, _lease: lease })))
+        let (drain, lease, turn) = (Rc::clone(&this.drain), this.lease.take(), Rc::clone(&this.activity.turn));
+        Poll::Ready(Ok(response.map(|body| Answer { body, held: None, turn, drain, _lease: lease })))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.future.is_ok() {
+        if !self.answered {
             let cancelled = &self.activity.cancelled;
             cancelled.set(cancelled.get().saturating_add(1));
         }
@@ -180,7 +193,20 @@ impl HttpBody for Answer {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let polled = match self.held.take() {
+            Some(held) => Poll::Ready(Some(Ok(Frame::data(held)))),
+            None => Pin::new(&mut self.body).poll_frame(cx),
+        };
+        let polled = match polled {
+            Poll::Ready(Some(Ok(frame))) if self.turn.poll(cx).is_pending() => match frame.into_data() {
+                Ok(data) => {
+                    self.held = Some(data);
+                    Poll::Pending
+                }
+                Err(trailers) => Poll::Ready(Some(Ok(trailers))),
+            },
+            polled => polled,
+        };
         let drain = &self.drain;
         drain.full.set(matches!(polled, Poll::Ready(Some(Ok(_)))));
         if matches!(polled, Poll::Ready(Some(Err(_)))) {
@@ -195,7 +221,7 @@ impl HttpBody for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.held.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -357,6 +357,7 @@ where
             }
             Pin::new(&mut *connection).graceful_shutdown();
         }
+        activity.turn.begin();
         let waker = hush.waker(cx);
         if connection.poll_without_shutdown(&mut Context::from_waker(&waker)).is_ready() {
             return Poll::Ready(End::Over);

@@ -11,3 +11,4 @@ pub mod signal;
 pub mod stamp;
 pub mod supervisor;
 pub mod ticker;
+pub mod turn;

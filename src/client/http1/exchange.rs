@@ -26,6 +26,7 @@ use crate::{
         Failure, Head, INLINE_BODY, Outgoing, SCRATCH, Stage, Target, Upgraded, Worker, pool::Conn, wire::Prefixed,
     },
     error::Error,
+    runtime::turn::turn,
 };
 
 /// An exchange that gave no answer; its connection is closed.
@@ -74,6 +75,10 @@ pub(in crate::client) async fn send(
     body: &mut Outgoing,
 ) -> Result<Response<Body>, Broken> {
     let mut exchange = Exchange::new(worker, conn, head, false);
+    // A body that streams is at its client's pace already.
+    if !matches!(body, Outgoing::Stream(_)) {
+        turn().await;
+    }
     poll_fn(|cx| {
         exchange.start(cx, target, head, body);
         Poll::Ready(())
