@@ -13,7 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["protocol"]),
     ("client", &["config", "runtime", "error", "body", "telemetry"]),
     ("listener", &["config", "runtime", "error", "body", "telemetry"]),
-    ("fleet", &["config", "protocol", "error", "body", "telemetry"]),
+    ("fleet", &["config", "protocol", "runtime", "error", "body", "telemetry"]),
     ("proxy", &["fleet", "client", "listener", "config", "protocol", "runtime", "error", "body", "telemetry"]),
     ("control", &["fleet", "client", "config", "protocol", "runtime", "error", "body", "telemetry"]),
     ("admin", &["fleet", "config", "runtime", "error", "body", "telemetry"]),
