@@ -235,7 +235,7 @@ impl Line<'_> {
 }
 
 /// Whether `value` is a plain word: it needs no quotes in text and no escapes in JSON.
-pub fn is_plain(value: &str) -> bool {
+fn is_plain(value: &str) -> bool {
     value.bytes().all(|b| PLAIN[usize::from(b)])
 }
 

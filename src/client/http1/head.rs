@@ -168,7 +168,8 @@ fn parse(raw: &[u8], to_head: bool, upgrade: bool) -> Result<Option<AnswerHead>,
 
 /// The name of a field. Those that nearly every answer has are known at sight; any other is looked up.
 fn name(text: &str) -> Result<HeaderName, Malformed> {
-    let is = |known: &str| text.eq_ignore_ascii_case(known);
+    // Most servers write small letters: a comparison by words.
+    let is = |known: &str| text == known || text.eq_ignore_ascii_case(known);
     Ok(match text.len() {
         4 if is("date") => header::DATE,
         6 if is("server") => header::SERVER,

@@ -64,14 +64,28 @@ impl Ids {
         let mut random = self.0.borrow_mut();
         let mut text = [0; 32];
         for half in text.chunks_exact_mut(16) {
-            let mut bits = random.next();
-            for digit in half {
-                *digit = b"0123456789abcdef"[(bits & 15) as usize];
-                bits >>= 4;
-            }
+            half.copy_from_slice(&hex(random.next()));
         }
         HeaderValue::from_bytes(&text).expect("hex digits are visible ASCII")
     }
+}
+
+/// The 16 digits of `bits`, the lowest first. All eight of a half at once: the digits lie in the bytes of a word.
+fn hex(bits: u64) -> [u8; 16] {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let digits = |bits: u64| {
+        // Eight times four bits, spread over eight bytes.
+        let spread = (bits | bits << 16) & 0x0000_ffff_0000_ffff;
+        let spread = (spread | spread << 8) & 0x00ff_00ff_00ff_00ff;
+        let spread = (spread | spread << 4) & (0x0f * EACH);
+        // 1 in each byte that is a letter.
+        let letters = (spread + 6 * EACH) >> 4 & EACH;
+        (spread + u64::from(b'0') * EACH + letters * u64::from(b'a' - b'0' - 10)).to_le_bytes()
+    };
+    let mut text = [0; 16];
+    text[..8].copy_from_slice(&digits(bits & 0xffff_ffff));
+    text[8..].copy_from_slice(&digits(bits >> 32));
+    text
 }
 
 impl Wyrand {
@@ -294,5 +308,22 @@ pub(super) fn endpoint_name(endpoint: Endpoint) -> &'static str {
         Endpoint::Models => "models",
         Endpoint::Model => "model",
         Endpoint::Passthrough => "passthrough",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_of_ids() {
+        for bits in [0, 1, 0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210, u64::MAX, 0xa0a0_0909_5f5f_9a9a] {
+            let plain: String = format!("{bits:016x}").chars().rev().collect();
+            assert_eq!(std::str::from_utf8(&hex(bits)).unwrap(), plain);
+        }
+        let ids = Ids::new(7);
+        let (first, second) = (ids.next(), ids.next());
+        assert_eq!(first.len(), 32);
+        assert_ne!(first, second);
     }
 }
