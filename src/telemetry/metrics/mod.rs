@@ -7,7 +7,7 @@
 //! ```
 //! A handle is made once and kept; using it is a load and a store, no lock, no lookup, no shared cache line. A series
 //! exists, at zero, from the moment its handle is made. [`Name`] lists every metric; label values are bounded
-//! ([`SERIES`], [`Known`]).
+//! ([`SERIES`]).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -15,7 +15,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use arc_swap::ArcSwap;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
 mod cell;
@@ -67,10 +66,6 @@ pub struct Table {
 /// Takes the values that are computed at scrape.
 #[derive(Debug, Default)]
 pub struct Sink(BTreeMap<(Name, Values), f64>);
-
-/// The names that may be label values; any other is [`OTHER`]. Shared by all threads, replaced as a whole.
-#[derive(Debug, Default)]
-pub struct Known(ArcSwap<HashSet<Arc<str>>>);
 
 impl Registry {
     /// Without tables; series without labels are there at once.
@@ -204,18 +199,6 @@ impl Sink {
             key.1.iter_mut().for_each(|value| *value = OTHER.into());
         }
         *self.0.entry(key).or_default() += value;
-    }
-}
-
-impl Known {
-    /// From now on these are told apart.
-    pub fn replace(&self, names: impl IntoIterator<Item = Arc<str>>) {
-        self.0.store(Arc::new(names.into_iter().collect()));
-    }
-
-    /// `name` itself, or [`OTHER`].
-    pub fn label<'a>(&self, name: &'a str) -> &'a str {
-        if self.0.load().contains(name) { name } else { OTHER }
     }
 }
 

@@ -134,11 +134,3 @@ fn the_facade_reaches_the_same_cells() {
     assert_eq!(line(&text, "sluicegate_requests_total{endpoint=\"chat\",code=\"200\"} "), Some("2"));
     assert!(!text.contains("unheard_of"));
 }
-
-#[test]
-fn unknown_names_become_other() {
-    let known = Known::default();
-    assert_eq!(known.label("m"), OTHER);
-    known.replace([Arc::from("m")]);
-    assert_eq!((known.label("m"), known.label("n")), ("m", OTHER));
-}
