@@ -170,7 +170,7 @@ fn request(target: &Target, head: &Head<'_>, body: Watched) -> Result<Request<Wa
     let uri = Uri::builder()
         .scheme(scheme)
         .authority(authority)
-        .path_and_query(format!("{}{}", target.base_path(), head.path))
+        .path_and_query(format!("{}{}", target.prefix(head.path), head.path))
         .build()
         .map_err(|error| Failure::new(Stage::Unsent, error))?;
     let mut request = Request::new(body);

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use http::uri::PathAndQuery;
+
 use super::tls::{ClientConfigs, TlsProblem};
 use crate::config::{BackendUrl, ClientTls, Scheme};
 
@@ -46,9 +48,9 @@ impl Target {
         &self.authority
     }
 
-    /// What is put before every path: empty, or `/like/this`.
-    pub fn base_path(&self) -> &str {
-        &self.base_path
+    /// What is put before `path`: empty, or `/like/this`. `*` is no path: it asks the server as a whole.
+    pub(super) fn prefix(&self, path: &PathAndQuery) -> &str {
+        if path == "*" { "" } else { &self.base_path }
     }
 
     pub(super) fn scheme(&self) -> Scheme {

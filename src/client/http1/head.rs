@@ -356,7 +356,7 @@ pub(super) enum Sent {
 pub(super) fn write(out: &mut Vec<u8>, target: &Target, head: &Head<'_>, body: Sent) {
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
-    out.extend_from_slice(target.base_path().as_bytes());
+    out.extend_from_slice(target.prefix(head.path).as_bytes());
     out.extend_from_slice(head.path.as_str().as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     if !head.extra.iter().any(|(name, _)| name == header::HOST) {

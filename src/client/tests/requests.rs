@@ -39,6 +39,7 @@ async fn a_head_is_written_anew() {
     let (client, _) = client();
     let with_base = BackendUrl { base_path: "/base".into(), ..url(Scheme::Http, "192.0.2.1", 8000) };
     let target = target(&with_base);
+    assert_eq!(target.prefix(&PathAndQuery::from_static("*")), "");
     let headers = map(&[
         ("host", "client.example"),
         ("accept", "*/*"),
