@@ -58,6 +58,8 @@ struct Source {
     /// Made at the first wait: most bodies come with their head.
     pace: Option<Box<Pace>>,
     lease: Lease,
+    #[expect(dead_code, reason = "held for its drop: the connection reads this body until then")]
+    reading: Lease,
     /// Of the connection's task.
     hush: Hush,
 }
@@ -268,11 +270,11 @@ fn upload_failed(cause: hyper::Error) -> Error {
 }
 
 impl Upload {
-    /// An upload that must make progress and keeps `lease` until it has ended or is dropped. Its last piece wakes
-    /// nobody through `hush`.
-    pub fn new(incoming: Incoming, ticker: &Ticker, lease: Lease, hush: &Hush) -> Self {
+    /// An upload that must make progress and keeps both leases, of what is alive and of what is being read, until it has
+    /// ended or is dropped. Its last piece wakes nobody through `hush`.
+    pub fn new(incoming: Incoming, ticker: &Ticker, [lease, reading]: [Lease; 2], hush: &Hush) -> Self {
         let ended = HttpBody::is_end_stream(&incoming);
-        let source = || Source { ticker: ticker.clone(), pace: None, lease, hush: hush.clone() };
+        let source = || Source { ticker: ticker.clone(), pace: None, lease, reading, hush: hush.clone() };
         Self { incoming, source: (!ended).then(source) }
     }
 }

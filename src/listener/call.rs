@@ -37,6 +37,8 @@ pub(super) struct Activity {
     pub(super) cancelled: Cell<u32>,
     /// A 101 was answered.
     pub(super) switched: Cell<bool>,
+    /// Request bodies that are not read to their end.
+    pub(super) reading: Rc<Cell<u32>>,
     /// When answers may be written.
     pub(super) turn: Rc<Turn>,
     /// The stream whose answer was just begun, for the task that HTTP/2 gives it next.
@@ -122,7 +124,8 @@ where
         let future = match strict::check(&head) {
             Err(reason) => Err(Some(bad_request(reason))),
             Ok(()) => {
-                let upload = Upload::new(incoming, &self.ticker, Lease::new(&activity.alive), &self.hush);
+                let leases = [Lease::new(&activity.alive), Lease::new(&activity.reading)];
+                let upload = Upload::new(incoming, &self.ticker, leases, &self.hush);
                 let request = Request::from_parts(head, B::from(upload));
                 // A service may do work, and fail, before it returns its future.
                 catch_unwind(AssertUnwindSafe(|| self.service.call(request))).map_err(|_| {

@@ -318,8 +318,8 @@ where
     let quiet = *quiet;
     let last = session.ear.phase() >= Phase::Draining;
     let builder = if last { &worker.http1_last } else { &worker.http1 };
-    let flow = Rc::new(Flow::default());
     let activity = Rc::clone(&quiet.service.activity);
+    let flow = Rc::new(Flow { reading: Rc::clone(&activity.reading), ..Flow::default() });
     let hush = quiet.service.hush.clone();
     let io = Io::new(quiet.stream, quiet.early, Rc::clone(&flow));
     let mut connection = builder.serve_connection(io, quiet.service);

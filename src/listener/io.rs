@@ -53,6 +53,8 @@ pub(super) struct Flow {
     pub(super) blocked: Cell<bool>,
     /// Bytes the client's side took since this was last taken.
     pub(super) written: Cell<u64>,
+    /// Request bodies that are not read to their end: whoever reads them sees the end of the client's side.
+    pub(super) reading: Rc<Cell<u32>>,
     /// The client has ended its side, or the socket failed: nothing more will come.
     pub(super) over: Cell<bool>,
 }
@@ -125,7 +127,7 @@ impl Io {
     /// Whether the client has ended its side while hyper asks for nothing: it writes an answer that nobody will read.
     /// Bytes that came instead, of a next request, are kept for it; the end is not looked for behind them.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        while !self.asked && self.early.is_empty() {
+        while !self.asked && self.early.is_empty() && self.flow.reading.get() == 0 {
             ready!(self.stream.poll_readable(cx));
             let mut scratch = [0; AHEAD];
             let mut read = ReadBuf::new(&mut scratch);

@@ -137,6 +137,31 @@ fn an_upload_that_outlives_its_answer_is_not_mistaken_for_the_next_request() {
 }
 
 #[test]
+fn an_upload_comes_in_large_pieces() {
+    paused(async {
+        let pieces = Rc::new(RefCell::new(Vec::new()));
+        let seen = Rc::clone(&pieces);
+        let bench = Bench::new(settings(), move |_, request| {
+            let mut body = Body::upload(request.into_body());
+            let seen = Rc::clone(&seen);
+            Box::pin(async move {
+                while let Some(Ok(frame)) = poll_fn(|cx| pin!(&mut body).poll_frame(cx)).await {
+                    seen.borrow_mut().push(frame.into_data().unwrap().len());
+                }
+                Ok(Response::new(Body::whole("read")))
+            })
+        });
+        let mut client = bench.connect().await;
+        client.write_all(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 65536\r\n\r\n").await.unwrap();
+        client.write_all(&[b'x'; 65536]).await.unwrap();
+        until(&mut client, "read").await;
+        let pieces = pieces.borrow();
+        assert_eq!(pieces.iter().sum::<usize>(), 65536);
+        assert!(pieces.len() < 40, "{pieces:?}");
+    });
+}
+
+#[test]
 fn half_a_head_behind_an_answered_request_survives_the_fold() {
     paused(async {
         let bench = Bench::echo();
