@@ -150,8 +150,10 @@ const MAX_HEADERS: usize = 100;
 /// Time without a request after which a connection is closed: longer than the idle time of the pools in front of us
 /// (60 s in many load balancers), so that they close first and no request meets a closing connection.
 const IDLE: Duration = Duration::from_secs(75);
-/// hyper's read buffer cannot be smaller.
-const LEAST_BUFFER: usize = 8192;
+/// What hyper may read at once, and what it may hold of an answer for a slow reader; hyper begins with 8 KiB and doubles
+/// it for who sends more. A body of up to this size then mostly comes in one piece and needs no copy to be whole. A head
+/// that does not end may be as long before it is refused.
+const BUFFER: usize = 128 * 1024;
 /// How long nothing is accepted when descriptors or memory have run out.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Refused clients that each worker gives time to read why, and the share of the limit that they may be: they have
@@ -285,7 +287,7 @@ impl<M: 'static> Worker<M> {
             .writev(false)
             .header_read_timeout(None)
             .max_header_size(settings.header_bytes)
-            .max_buf_size(settings.header_bytes.max(LEAST_BUFFER));
+            .max_buf_size(settings.header_bytes.max(BUFFER));
         if settings.max_headers != MAX_HEADERS {
             http1.max_headers(settings.max_headers);
         }

@@ -358,7 +358,8 @@ fn heads_are_bounded() {
             Bench::new(Settings { header_bytes: 16 * 1024, ..settings() }, |_, request| Box::pin(echo(request)));
         let long = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(20_000));
         let many = format!("GET / HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: y\r\n".repeat(101));
-        for head in [long, many] {
+        let endless = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(BUFFER));
+        for head in [long, many, endless] {
             let mut client = bench.connect().await;
             client.write_all(head.as_bytes()).await.unwrap();
             let all = rest(&mut client).await;
