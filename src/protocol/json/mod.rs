@@ -7,12 +7,14 @@
 
 use std::{borrow::Cow, fmt, ops::Range};
 
+mod canonical;
 mod read;
 mod text;
 
 #[cfg(test)]
 mod tests;
 
+pub use canonical::{Canonicaliser, Notes, Omit, Unfit};
 pub(crate) use read::{Reader, Text};
 pub use text::{decode, write_string};
 
@@ -65,8 +67,14 @@ pub struct Fields<'a> {
     pub previous_response_id: Option<Cow<'a, str>>,
     /// `conversation` is there and not `null`: the answer depends on state that one backend holds.
     pub conversation: bool,
-    /// `background`
+    /// `background`; whatever is neither `false` nor `null` counts as `true`.
     pub background: Option<bool>,
+    /// `store`; whatever is neither `false` nor `null` counts as `true`.
+    pub store: Option<bool>,
+    /// `temperature` is a zero, however it is spelled.
+    pub greedy: bool,
+    /// `seed` is one that engines take as it is. -1 and 2^32-1 are not: vLLM and llama.cpp draw one of their own then.
+    pub seeded: bool,
     /// `stream_options.include_usage`
     pub include_usage: Option<bool>,
 }
@@ -107,7 +115,10 @@ impl<'a> Fields<'a> {
             b"n" => self.n = reader.unsigned()?,
             b"previous_response_id" => self.previous_response_id = reader.text()?.map(|t| t.decode()),
             b"conversation" => self.conversation = reader.present()?,
-            b"background" => self.background = reader.boolean()?,
+            b"background" => self.background = reader.truthy()?,
+            b"store" => self.store = reader.truthy()?,
+            b"temperature" => self.greedy = reader.zero()?,
+            b"seed" => self.seeded = reader.unsigned()?.is_some_and(|seed| seed != u64::from(u32::MAX)),
             b"stream_options" => {
                 self.include_usage = None;
                 reader.members(|reader, key| {

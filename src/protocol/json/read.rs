@@ -17,9 +17,9 @@ pub(crate) struct Reader<'a> {
 /// A string literal: its inside, still escaped, and where it lies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Text<'a> {
-    raw: &'a [u8],
+    pub(super) raw: &'a [u8],
     start: usize,
-    escaped: bool,
+    pub(super) escaped: bool,
 }
 
 impl<'a> Text<'a> {
@@ -71,6 +71,21 @@ impl<'a> Reader<'a> {
     /// The offset in bytes.
     pub(crate) fn offset(&self) -> usize {
         self.at
+    }
+
+    /// The bytes from `start` up to the cursor.
+    pub(super) fn since(&self, start: usize) -> &'a [u8] {
+        &self.bytes[start..self.at]
+    }
+
+    /// A literal as it is spelled, quotes included.
+    pub(super) fn spelled(&self, text: &Text<'_>) -> &'a [u8] {
+        &self.bytes[text.literal()]
+    }
+
+    /// Steps over the byte that was peeked at.
+    pub(super) fn advance(&mut self) {
+        self.at += 1;
     }
 
     /// What is wrong here.
@@ -182,6 +197,33 @@ impl<'a> Reader<'a> {
         }))
     }
 
+    /// `false`; `null` is nothing said, and whatever else an engine may take for `true` counts as that.
+    pub(crate) fn truthy(&mut self) -> Result<Option<bool>, Malformed> {
+        let value = match self.peek()? {
+            b'f' => Some(false),
+            b'n' => None,
+            _ => Some(true),
+        };
+        self.skip().map(|()| value)
+    }
+
+    /// Whether the value is a number that is zero, however spelled.
+    pub(crate) fn zero(&mut self) -> Result<bool, Malformed> {
+        if !matches!(self.peek()?, b'-' | b'0') {
+            return self.skip().map(|()| false);
+        }
+        let start = self.at;
+        self.number()?;
+        for byte in self.since(start) {
+            match byte {
+                b'1'..=b'9' => return Ok(false),
+                b'e' | b'E' => break,
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+
     /// Whether the value is another one than `null`.
     pub(crate) fn present(&mut self) -> Result<bool, Malformed> {
         let present = self.peek()? != b'n';
@@ -249,7 +291,7 @@ impl<'a> Reader<'a> {
 
     /// After a value: `close` ends the container, a comma goes on.
     #[inline]
-    fn closes(&mut self, close: u8) -> Result<bool, Malformed> {
+    pub(super) fn closes(&mut self, close: u8) -> Result<bool, Malformed> {
         let byte = self.peek()?;
         if byte != close && byte != b',' {
             return Err(self.fail("a comma or the end of the object or array is expected"));
@@ -260,7 +302,7 @@ impl<'a> Reader<'a> {
 
     /// A member's name and its colon.
     #[inline]
-    fn key(&mut self) -> Result<Text<'a>, Malformed> {
+    pub(super) fn key(&mut self) -> Result<Text<'a>, Malformed> {
         if self.peek()? != b'"' {
             return Err(self.fail("a member's name is expected"));
         }
@@ -274,7 +316,7 @@ impl<'a> Reader<'a> {
 
     /// The cursor stands at the opening quote.
     #[inline]
-    fn string(&mut self) -> Result<Text<'a>, Malformed> {
+    pub(super) fn string(&mut self) -> Result<Text<'a>, Malformed> {
         let start = self.at + 1;
         let mut from = start;
         let mut escaped = false;
@@ -292,7 +334,7 @@ impl<'a> Reader<'a> {
     }
 
     #[inline]
-    fn scalar(&mut self, first: u8) -> Result<(), Malformed> {
+    pub(super) fn scalar(&mut self, first: u8) -> Result<(), Malformed> {
         match first {
             b'"' => self.string().map(|_| ()),
             b'-' | b'0'..=b'9' => self.number(),

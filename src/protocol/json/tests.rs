@@ -37,6 +37,32 @@ fn other_types_and_null_count_as_absent() {
 }
 
 #[test]
+fn what_asks_for_one_answer() {
+    for zero in ["0", "0.0", "-0", "-0.00", "0e7", "0E+3", "0.0e-5"] {
+        assert!(fields(&format!(r#"{{"temperature":{zero} }}"#)).greedy, "{zero}");
+    }
+    for other in ["0.1", "1", "-1", "0.01e9", "1e-400", "null", "\"0\"", "[0]", "false"] {
+        assert!(!fields(&format!(r#"{{"temperature":{other}}}"#)).greedy, "{other}");
+    }
+    for seed in ["0", "7", "18446744073709551615"] {
+        assert!(fields(&format!(r#"{{"seed":{seed}}}"#)).seeded, "{seed}");
+    }
+    for drawn in ["-1", "4294967295", "null", "1.5", "\"7\"", "[]"] {
+        assert!(!fields(&format!(r#"{{"seed":{drawn}}}"#)).seeded, "{drawn}");
+    }
+}
+
+#[test]
+fn what_is_to_be_stored_is_when_in_doubt() {
+    for (value, said) in
+        [("true", Some(true)), ("false", Some(false)), ("null", None), ("1", Some(true)), ("\"false\"", Some(true))]
+    {
+        let body = format!(r#"{{"store":{value},"background":{value}}}"#);
+        assert_eq!((fields(&body).store, fields(&body).background), (said, said), "{value}");
+    }
+}
+
+#[test]
 fn what_is_not_one_object_is_malformed_and_says_where() {
     for (body, offset) in [
         ("", 0),
