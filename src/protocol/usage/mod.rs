@@ -11,6 +11,7 @@ use super::{
     json::{Malformed, Reader, Text},
 };
 
+pub mod ask;
 mod meter;
 
 #[cfg(test)]
