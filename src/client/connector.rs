@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -13,8 +14,8 @@ use std::{
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
-use super::{Failure, Resolver, Stage, Target, pool::late, target::Place, wire::Wire};
-use crate::{config::Scheme, error::Cause};
+use super::{Failure, Resolver, Stage, Target, pool::late, target::Place, tls, wire::Wire};
+use crate::{config::Scheme, error::Cause, runtime::io::Duplex};
 
 /// RFC 8305 §8: the recommended time before the next address is tried beside the present one.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -61,6 +62,20 @@ impl Connector {
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok((Wire::Boxed(Box::new(stream)), is_http2))
     }
+}
+
+/// A connected stream for a protocol other than HTTP, with TLS by the system's roots. Its deadline is the caller's.
+///
+/// # Errors
+/// An unknown name, nobody there, a handshake that failed.
+pub async fn dial(resolver: &Resolver, host: &Arc<str>, port: u16, tls: bool) -> io::Result<Box<dyn Duplex + Send>> {
+    let addresses = resolver.lookup(host).await.map_err(io::Error::other)?;
+    let tcp = race(&interleave(&addresses, port)).await?;
+    if !tls {
+        return Ok(Box::new(tcp));
+    }
+    let (config, name) = tls::of_host(host).await.map_err(io::Error::other)?;
+    Ok(Box::new(tokio_rustls::TlsConnector::from(config).connect(name, tcp).await?))
 }
 
 /// RFC 8305 §4: the families take turns, the resolver's first one first.

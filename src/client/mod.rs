@@ -28,6 +28,7 @@ use std::{cell::RefCell, fmt, io, rc::Rc, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, response::Parts, uri::PathAndQuery};
 
+pub use connector::dial;
 pub use resolver::Resolver;
 pub use target::Target;
 pub use tls::TlsProblem;

@@ -99,6 +99,17 @@ impl ClientConfigs {
     }
 }
 
+/// For a protocol other than HTTP: the system's roots, no certificate of ours, no protocol named.
+pub(super) async fn of_host(host: &str) -> Result<(Arc<ClientConfig>, ServerName<'static>), TlsProblem> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| TlsProblem::ServerName { name: host.to_owned() })?;
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(TlsProblem::Provider)?
+        .with_root_certificates(system_roots().await?)
+        .with_no_client_auth();
+    Ok((Arc::new(config), name))
+}
+
 /// Given by hand, so that no other crate's choice of a process-wide default matters.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
