@@ -7,7 +7,7 @@ PYTEST := $(TARGET)/venv/bin/python -m pytest
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-real siege setup lint fmt docs bench fuzz
+.PHONY: help demo test test-rust test-real siege setup lint fmt docs bench fuzz loom
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,3 +49,6 @@ bench: ## CPU time per request against Debian's nginx, on this machine, in one r
 fuzz: ## every fuzz target for FUZZ_SECONDS (60), from the committed seeds
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
 	@tests/fuzz/smoke.sh $(FUZZ_SECONDS)
+
+loom: ## the in-flight map under more orders of its threads than the tests look at
+	LOOM_MAX_PREEMPTIONS=5 $(CARGO) test --locked --test loom

@@ -3,14 +3,18 @@
 //! Inputs are of the sizes that docs/benchmarks.md speaks of: a 1 KiB and a 64 KiB chat request, events of about 240
 //! bytes as vLLM writes them.
 
+use std::{sync::Arc, time::Duration};
+
 use divan::{Bencher, black_box, counter::BytesCount};
 use sluicegate::protocol::{
     endpoint::{Dialect, Endpoint},
     json, multipart,
     rename::{Renamer, rename_in_answer},
     sse::Scanner,
-    usage::{StreamMeter, of_answer},
+    usage::{Finish, StreamMeter, Usage, of_answer},
 };
+use sluicegate::proxy::cache::{Entry, Facts, Key, Shape, Store, Tenant};
+use tokio::time::Instant;
 
 fn main() {
     divan::main();
@@ -65,6 +69,26 @@ fn scan_request(bencher: Bencher<'_, '_>, size: usize) {
 fn scan_conversation(bencher: Bencher<'_, '_>, size: usize) {
     let body = conversation(size);
     bencher.counter(BytesCount::new(body.len())).bench(|| json::scan(black_box(&body)).is_ok());
+}
+
+/// With one long string and with many short turns: `"content"` before `"role"` moves each of them.
+#[divan::bench(args = [1 << 10, 64 << 10])]
+fn canonical_request(bencher: Bencher<'_, '_>, size: usize) {
+    canonical(bencher, &request(size));
+}
+
+#[divan::bench(args = [1 << 10, 64 << 10])]
+fn canonical_conversation(bencher: Bencher<'_, '_>, size: usize) {
+    canonical(bencher, &conversation(size));
+}
+
+fn canonical(bencher: Bencher<'_, '_>, body: &[u8]) {
+    let omit = json::Omit { members: &["user", "metadata"], further: &[], stream: true, usage: true };
+    let (mut canonicaliser, mut out) = (json::Canonicaliser::default(), Vec::new());
+    bencher.counter(BytesCount::new(body.len())).bench_local(|| {
+        out.clear();
+        canonicaliser.write(black_box(body), &omit, &mut out).is_ok()
+    });
 }
 
 #[divan::bench]
@@ -124,4 +148,63 @@ fn model_in_a_form_of_1m(bencher: Bencher<'_, '_>) {
     bencher
         .counter(BytesCount::new(body.len()))
         .bench(|| multipart::model("multipart/form-data; boundary=b0undary", black_box(&body)).is_some());
+}
+
+/// A kept answer of about a chat answer's size, under a key of a chat request's.
+fn kept(n: u64, body: &bytes::Bytes) -> (Key, Arc<Entry>) {
+    let mut material = [b'x'; 600];
+    material[..8].copy_from_slice(&n.to_le_bytes());
+    let key = Key::new(&material, n.wrapping_mul(0x9e37_79b9_7f4a_7c15), |_| [0; 32], Shape::Plain);
+    let now = Instant::now();
+    let facts =
+        Facts { usage: Usage::default(), finish: Finish::Stop, engine: None, took: Duration::from_secs(1), told: true };
+    let entry = Entry {
+        endpoint: Endpoint::Chat,
+        shape: Shape::Plain,
+        headers: http::HeaderMap::new(),
+        body: body.clone(),
+        facts,
+        model: None,
+        tenant: Tenant::default(),
+        stored: now,
+        expires: now + Duration::from_secs(3600),
+    };
+    (key, Arc::new(entry))
+}
+
+/// A look-up that finds, in a store of as many answers as it holds.
+#[divan::bench(args = [100, 100_000])]
+fn store_get(bencher: Bencher<'_, '_>, entries: u64) {
+    let store = Store::new(1 << 30);
+    let body = bytes::Bytes::from(answer(600));
+    let keys: Vec<_> = (0..entries)
+        .map(|n| {
+            let (key, entry) = kept(n, &body);
+            store.put(key.clone(), entry);
+            key
+        })
+        .collect();
+    let (mut next, now) = (0, Instant::now());
+    bencher.bench_local(|| {
+        next = (next + 1) % keys.len();
+        store.get(black_box(&keys[next]), now, Duration::ZERO).is_some()
+    });
+}
+
+/// Putting answers into a full store, so that each pushes one out: the mean of 1,000, maintenance included.
+#[divan::bench]
+fn store_put_1000_when_full(bencher: Bencher<'_, '_>) {
+    let store = Store::new(64 << 20);
+    let body = bytes::Bytes::from(answer(600));
+    let mut next = 0;
+    let mut batch = || {
+        next += 1000;
+        (next..next + 1000).map(|n| kept(n, &body)).collect::<Vec<_>>()
+    };
+    for _ in 0..60 {
+        batch().into_iter().for_each(|(key, entry)| store.put(key, entry));
+    }
+    bencher.with_inputs(batch).bench_local_values(|batch| {
+        batch.into_iter().for_each(|(key, entry)| store.put(key, entry));
+    });
 }

@@ -68,6 +68,8 @@ pub enum Kind {
     StreamCut,
     /// `timeouts.total` ran out.
     DeadlineExceeded,
+    /// `Cache-Control: only-if-cached`, and it was not.
+    NotCached,
     /// The client left; nobody sees this answer.
     ClientGone,
     /// A fault of ours.
@@ -148,6 +150,20 @@ impl Error {
         self
     }
 
+    /// The same for another request that met it too. What caused it stays with the original, which is logged.
+    #[must_use]
+    pub fn shared(&self) -> Self {
+        Self(Box::new(Inner {
+            kind: self.0.kind,
+            message: self.0.message.clone(),
+            backend: self.0.backend.clone(),
+            retry: self.0.retry,
+            retry_after: self.0.retry_after,
+            param: self.0.param,
+            source: None,
+        }))
+    }
+
     /// What the client can act on.
     pub fn kind(&self) -> Kind {
         self.0.kind
@@ -185,7 +201,7 @@ impl Kind {
         use Kind::*;
         match self {
             BadRequest | EndpointNotAllowed | PayloadTooLarge | RequestTimeout | ModelNotFound | ResponseNotFound
-            | UpgradeRequired | UpgradeRefused | LoopDetected | ClientGone => Origin::Downstream,
+            | UpgradeRequired | UpgradeRefused | LoopDetected | NotCached | ClientGone => Origin::Downstream,
             QueueFull | QueueTimeout | BodyMemory | NoHealthyBackend | DeadlineExceeded | Internal => Origin::Gateway,
             UpstreamConnect | UpstreamReset | UpstreamProtocol | UpstreamFailed | UpstreamTimeout | UpstreamSilent
             | StreamCut => Origin::Upstream,

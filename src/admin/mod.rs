@@ -8,6 +8,8 @@
 //! | `/metrics` | GET | Prometheus text |
 //! | `/api/v1/backends` | GET | state, reason, load, models of each |
 //! | `/api/v1/backends/{name}/drain`, `…/undrain` | POST | takes it out, puts it back |
+//! | `/api/v1/cache` | GET | kept answers: how many, of which models and tenants, how often they were of use |
+//! | `/api/v1/cache` | DELETE | forgets them; `?model=…` and `?tenant=…` those alone |
 //! | `/api/v1/config` | GET | what is in effect, secrets as `***`, and how the newest reload went |
 //! | `/api/v1/events` | GET | server-sent events: every change in the fleet |
 //! | `/api/v1/drain` | POST | as SIGTERM |
@@ -47,9 +49,22 @@ pub struct Pieces {
     pub rules: Box<dyn Fn() -> Rules + Send + Sync>,
     /// The configuration in effect and how the newest reload went.
     pub config: Box<dyn Fn() -> Value + Send + Sync>,
+    /// The response cache; `None` = it is off.
+    pub cache: Option<Cache>,
     /// Begins the orderly end.
     pub terminate: Box<dyn Fn() + Send + Sync>,
 }
+
+/// What the admin plane may do to the response cache.
+pub struct Cache {
+    /// Its state.
+    pub look: Box<dyn Fn() -> Value + Send + Sync>,
+    /// Forgets what a query names, all without one, and says what was done; or why it cannot be understood.
+    pub purge: Box<Forget>,
+}
+
+/// Takes the query of a purge.
+pub type Forget = dyn Fn(Option<&str>) -> Result<Value, String> + Send + Sync;
 
 impl Admin {
     pub fn new(pieces: Pieces) -> Self {
@@ -75,6 +90,9 @@ impl Admin {
             ("/readyz", _) if get => self.readyz(head, rules.tells_reasons(head)),
             ("/metrics", _) if get => self.metrics(),
             ("/api/v1/backends", _) if get => answer(StatusCode::OK, &view::backends(&self.0.fleet)),
+            ("/api/v1/cache", _) if get => self.cache(),
+            ("/api/v1/cache", _) if head.method == Method::DELETE => self.purge(head.uri.query()),
+            ("/api/v1/cache", _) => wrong_method("GET, HEAD, DELETE"),
             ("/api/v1/config", _) if get => answer(StatusCode::OK, &(self.0.config)()),
             ("/api/v1/events", _) if get => events::feed(&self.0.fleet, self.0.drain.clone()),
             ("/api/v1/drain", _) if post => {
@@ -87,7 +105,7 @@ impl Admin {
                 wrong_method("GET, HEAD")
             }
             ("/api/v1/drain", _) | (_, Some((_, "drain" | "undrain"))) => wrong_method("POST"),
-            ("/api/v1/cache" | "/api/v1/prefixes" | "/dashboard", _) | (_, Some((_, "interruption"))) => {
+            ("/api/v1/prefixes" | "/dashboard", _) | (_, Some((_, "interruption"))) => {
                 problem(StatusCode::NOT_FOUND, "not_in_this_version", &format!("{path} is not in this version"))
             }
             _ => problem(StatusCode::NOT_FOUND, "not_found", &format!("there is nothing at {path} of the admin plane")),
@@ -119,6 +137,19 @@ impl Admin {
         let mut response = Response::new(Body::whole(self.0.registry.render()));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
         response
+    }
+
+    fn cache(&self) -> Response<Body> {
+        let off = || json!({"enabled": false});
+        answer(StatusCode::OK, &self.0.cache.as_ref().map_or_else(off, |cache| (cache.look)()))
+    }
+
+    fn purge(&self, query: Option<&str>) -> Response<Body> {
+        let nothing = || Ok(json!({"purged": 0}));
+        match self.0.cache.as_ref().map_or_else(nothing, |cache| (cache.purge)(query)) {
+            Ok(done) => answer(StatusCode::OK, &done),
+            Err(reason) => problem(StatusCode::BAD_REQUEST, "bad_query", &reason),
+        }
     }
 
     fn drain_backend(&self, name: &str) -> Response<Body> {
@@ -175,6 +206,12 @@ fn wrong_method(allow: &'static str) -> Response<Body> {
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Admin")
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cache")
     }
 }
 

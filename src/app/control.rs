@@ -10,8 +10,9 @@ use tokio::{
 };
 
 use super::{
-    AppError, Options, Refresh, Shared, Source, Stop, level,
+    AppError, Options, Refresh, Shared, Source, Stop, cache, level,
     probe::{Asker, ENGINES},
+    remote,
 };
 use crate::{
     admin::{Admin, Pieces, access::Rules},
@@ -23,6 +24,7 @@ use crate::{
         reload::{self, Applied, Reload},
     },
     listener::{self, Answering, Limit, Socket, Stats, tls::Checked},
+    proxy::cache::remote::Waiting,
     runtime::{
         drain::{Drain, DrainHandle, Phase},
         signal::Signal,
@@ -46,6 +48,8 @@ pub(super) struct Control {
     pub(super) drain: DrainHandle,
     pub(super) orders: mpsc::Receiver<Signal>,
     pub(super) refreshes: mpsc::Receiver<Refresh>,
+    /// For the second tier of the cache.
+    pub(super) remote: Option<Waiting>,
     /// Workers that ended before they were told to.
     pub(super) deaths: mpsc::Receiver<&'static str>,
     pub(super) stop: Stop,
@@ -114,6 +118,10 @@ impl Control {
             until_end(certificates.drain.clone(), watch_certificates(Arc::clone(&certificates)))
         });
 
+        if let Some(waiting) = self.remote.take() {
+            remote::keep(waiting, &self.shared, tasks);
+        }
+
         let Some(source) = self.options.source.clone() else { return };
         let table = self.shared.registry.table();
         let counts = reload::Counts {
@@ -143,7 +151,7 @@ impl Control {
 }
 
 /// Runs a task that knows no end of its own: running answers may need it until the last has ended.
-async fn until_end(mut drain: Drain, task: impl Future<Output = ()>) {
+pub(super) async fn until_end(mut drain: Drain, task: impl Future<Output = ()>) {
     tokio::select! {
         () = task => {}
         () = drain.reached(Phase::Ending) => {}
@@ -173,6 +181,7 @@ impl Applier {
         shared.fleet.apply(&new);
         shared.limit.set(super::connections(&new));
         shared.memory.set_limit(new.limits.body_memory);
+        shared.cache.live.set_limit(new.cache.live_memory);
         if let Some(log) = &self.log {
             log.set(level(new.log.level));
         }
@@ -212,6 +221,7 @@ pub(super) fn admin(shared: &Arc<Shared>, stop: &Stop, address: Option<SocketAdd
             Rules { token: admin.token.clone(), shared: admin.at == AdminAt::Same, address }
         }),
         config: Box::new(move || json!({"config": shown.load().view(), "reload": status.get()})),
+        cache: cache::handles(shared),
         terminate: Box::new(move || stop.terminate()),
     })
 }

@@ -12,6 +12,7 @@ use super::Shared;
 use crate::{
     fleet::State,
     listener::tls::Reloading,
+    proxy::cache::remote::Remote,
     telemetry::{
         Outlet,
         metrics::{Name, Sink},
@@ -26,6 +27,7 @@ pub(super) fn collect(shared: &Arc<Shared>) {
     shared.registry.collector(move |sink| {
         if let Some(shared) = weak.upgrade() {
             process(&shared, sink);
+            cache(&shared, sink);
             fleet(&shared, sink);
         }
     });
@@ -35,6 +37,9 @@ fn process(shared: &Shared, sink: &mut Sink) {
     sink.set(Name::BuildInfo, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     sink.set(Name::QueueLength, &[], shared.queue.len() as f64);
     sink.set(Name::BodyMemory, &[], shared.memory.used() as f64);
+    sink.set(Name::CacheUnderWay, &[], shared.cache.under_way() as f64);
+    sink.set(Name::CacheLive, &[], shared.cache.live.used() as f64);
+    sink.set(Name::CacheSecondsSaved, &[], shared.cache.spared().as_secs_f64());
     let dropped = shared.access.as_ref().map_or(0, Outlet::dropped);
     sink.set(Name::LogDropped, &[("log", "access")], dropped as f64);
     for (plane, tls) in [("data", &shared.tls), ("admin", &shared.admin_tls)] {
@@ -42,6 +47,26 @@ fn process(shared: &Shared, sink: &mut Sink) {
             let since = ends.duration_since(UNIX_EPOCH).unwrap_or_default();
             sink.set(Name::CertificateExpiry, &[("plane", plane)], since.as_secs_f64());
         }
+    }
+}
+
+fn cache(shared: &Shared, sink: &mut Sink) {
+    let kept = shared.cache.store.stats();
+    sink.set(Name::CacheEntries, &[], kept.entries as f64);
+    sink.set(Name::CacheBytes, &[], kept.bytes as f64);
+    let removed =
+        [("evicted", kept.evicted), ("replaced", kept.replaced), ("expired", kept.expired), ("purged", kept.purged)];
+    for (reason, count) in removed {
+        sink.set(Name::CacheRemoved, &[("reason", reason)], count as f64);
+    }
+    let remote = shared.remote.as_ref().map(Remote::stats).unwrap_or_default();
+    sink.set(Name::CacheRemoteConnected, &[], f64::from(u8::from(remote.connected)));
+    sink.set(Name::CacheRemoteLost, &[], remote.lost as f64);
+    for (outcome, count) in remote.reads() {
+        sink.set(Name::CacheRemoteReads, &[("outcome", outcome)], count as f64);
+    }
+    for (outcome, count) in remote.writes() {
+        sink.set(Name::CacheRemoteWrites, &[("outcome", outcome)], count as f64);
     }
 }
 

@@ -3,10 +3,12 @@
 //! Threads: one per worker (data plane), and the one that calls [`App::run`] (control and admin plane). They share
 //! `Shared`: the fleet, the registry of metrics, the drain, and the configuration in force.
 
+mod cache;
 mod control;
 mod gauges;
 mod live;
 mod probe;
+mod remote;
 mod worker;
 
 use std::{
@@ -28,7 +30,15 @@ use crate::{
     control::reload::ReloadStatus,
     fleet::{Fleet, response_ids::ResponseIds},
     listener::{self, BindError, Limit, Socket, tls},
-    proxy::{headers::Via, memory::Memory, route},
+    proxy::{
+        cache::{
+            self as caching, Keys, SecondTier,
+            remote::{Remote, Waiting},
+        },
+        headers::Via,
+        memory::Memory,
+        route,
+    },
     runtime::{
         descriptors,
         drain::{Drain, DrainHandle, Phase},
@@ -50,6 +60,8 @@ pub struct App {
     admin: Option<Socket>,
     orders: mpsc::Receiver<Signal>,
     refreshes: mpsc::Receiver<Refresh>,
+    /// For the second tier of the cache.
+    remote: Option<Waiting>,
     deaths: (mpsc::Sender<&'static str>, mpsc::Receiver<&'static str>),
     stop: Stop,
     options: Options,
@@ -88,8 +100,11 @@ struct Shared {
     limit: Limit,
     memory: Memory,
     response_ids: ResponseIds,
+    /// The second tier of the cache.
+    remote: Option<Remote>,
     queue: Arc<route::Queue>,
     budget: Arc<route::Budget>,
+    cache: Arc<caching::Shared>,
     /// Asks the control plane to read the model lists again.
     refresh: mpsc::Sender<Refresh>,
     via: Via,
@@ -154,9 +169,15 @@ impl App {
         let (refresh, refreshes) = mpsc::channel(REFRESHES);
         let seed = random();
         let fleet = Fleet::new(&config);
+        let (remote, waiting) = remote::build(&config).unzip();
         let shared = Shared {
             queue: route::Queue::new(&fleet),
             budget: route::Budget::new(),
+            cache: Arc::new(caching::Shared::new(
+                &config.cache,
+                Keys::new(config.cache.key.as_ref()),
+                remote.clone().map(|remote| Box::new(remote) as Box<dyn SecondTier>),
+            )),
             refresh,
             fleet,
             registry: Registry::new(),
@@ -165,6 +186,7 @@ impl App {
             limit: Limit::new(connections(&config)),
             memory: Memory::new(config.limits.body_memory),
             response_ids: ResponseIds::default(),
+            remote,
             via: Via::new(&format!("{:08x}", seed as u32)),
             seed,
             tls: reloading(&config.tls)?,
@@ -180,7 +202,19 @@ impl App {
         // Set here and nowhere else.
         let _ = shared.admin.set(control::admin(&shared, &stop, admin.as_ref().and_then(Socket::address)));
         let (configs, _) = watch::channel(Arc::new(config));
-        Ok(Self { shared, configs, drain, sockets, admin, orders, refreshes, deaths: mpsc::channel(1), stop, options })
+        Ok(Self {
+            shared,
+            configs,
+            drain,
+            sockets,
+            admin,
+            orders,
+            refreshes,
+            remote: waiting,
+            deaths: mpsc::channel(1),
+            stop,
+            options,
+        })
     }
 
     /// The data plane's address; `None` for a unix socket.
@@ -225,6 +259,7 @@ impl App {
             drain: self.drain,
             orders: self.orders,
             refreshes: self.refreshes,
+            remote: self.remote,
             deaths: self.deaths.1,
             stop: self.stop,
             options: self.options,

@@ -17,15 +17,17 @@ use crate::{
     listener::{self, Answering, Peer, Socket, Stats},
     proxy::{
         EdgeService, Inbound,
+        cache::{Cache, Counters as CacheCounters},
         headers::Forwarded,
         local::Local,
         normalize::Settings,
         observe::{Ids, Metrics, Observe},
         route,
         stack::{self, Pieces},
+        transcript::Desk,
         upstream::{Targets, Upstream},
     },
-    runtime::ticker::Ticker,
+    runtime::{drain::Phase, ticker::Ticker},
     telemetry::{
         access::{self, AccessLog},
         metrics::{Name, Table},
@@ -41,6 +43,9 @@ struct Worker {
     ids: Rc<Ids>,
     access_log: Rc<AccessLog>,
     retries: route::Counters,
+    /// Where news of shared answers arrive.
+    desk: Rc<Desk>,
+    cached: Rc<CacheCounters>,
     /// They and their connections survive a reload.
     targets: Rc<RefCell<Targets>>,
     resolver: Rc<Resolver>,
@@ -73,9 +78,20 @@ async fn serve(
     let worker = Rc::new(Worker::new(Arc::clone(&shared), ticker.clone(), config, index));
     let stats = stats(&worker.table);
     spawn(Rc::clone(&worker).follow(configs));
-    let drain = shared.drain.clone();
-    let serving =
-        listener::serve(socket, settings, ticker.clone(), drain, stats, move |peer| Connection::new(&worker, peer));
+    let desk = Rc::clone(&worker.desk);
+    spawn(Rc::clone(&desk).run());
+    let mut drain = shared.drain.clone();
+    let clock = ticker.clone();
+    let serving = async {
+        let make = move |peer| Connection::new(&worker, peer);
+        listener::serve(socket, settings, clock, drain.clone(), stats, make).await?;
+        // Answers that clients of other workers still read.
+        tokio::select! {
+            () = desk.idle() => {}
+            () = drain.reached(Phase::Ending) => {}
+        }
+        Ok(())
+    };
     tokio::select! {
         served = serving => served,
         // It never ends; should a chore of its panic, the worker goes down with it, and the process is told.
@@ -104,6 +120,7 @@ impl Worker {
             }
         });
         let retries = retries(&table);
+        let (desk, cached) = (Desk::new(), CacheCounters::new(table.clone()));
         let targets = Rc::default();
         let client = RefCell::new((settings, client));
         let parts = Parts {
@@ -113,6 +130,8 @@ impl Worker {
             ids: &ids,
             access_log: &access_log,
             retries: &retries,
+            desk: &desk,
+            cached: &cached,
             targets: &targets,
         };
         let edge = RefCell::new(parts.edge(&config, &client.borrow().1));
@@ -124,6 +143,8 @@ impl Worker {
             ids,
             access_log,
             retries,
+            desk,
+            cached,
             targets,
             resolver,
             client,
@@ -154,6 +175,8 @@ impl Worker {
                 ids: &self.ids,
                 access_log: &self.access_log,
                 retries: &self.retries,
+                desk: &self.desk,
+                cached: &self.cached,
                 targets: &self.targets,
             };
             self.edge.replace(parts.edge(&config, &self.client.borrow().1));
@@ -170,6 +193,8 @@ struct Parts<'a> {
     ids: &'a Rc<Ids>,
     access_log: &'a Rc<AccessLog>,
     retries: &'a route::Counters,
+    desk: &'a Rc<Desk>,
+    cached: &'a Rc<CacheCounters>,
     targets: &'a Rc<RefCell<Targets>>,
 }
 
@@ -194,6 +219,13 @@ impl Parts<'_> {
                 response_ids: shared.response_ids.clone(),
             }),
             local: Rc::new(Local { fleet: Arc::clone(&shared.fleet), aliases: config.routing.aliases.clone() }),
+            cache: Cache::new(
+                Arc::clone(&shared.cache),
+                config.cache.clone(),
+                Rc::clone(self.desk),
+                self.ticker.clone(),
+                Rc::clone(self.cached),
+            ),
             route: route::Context::new(
                 Arc::clone(&shared.fleet),
                 Arc::clone(&shared.queue),

@@ -36,6 +36,9 @@ pub fn diff(old: &Config, new: &Config) -> Result<Changes, Vec<&'static str>> {
         ("admin_tls", old.admin.tls != new.admin.tls),
         ("workers", old.workers != new.workers),
         ("profile", old.profile != new.profile),
+        ("cache.capacity", old.cache.capacity != new.cache.capacity),
+        ("cache.redis", old.cache.redis != new.cache.redis),
+        ("cache.key_file", old.cache.key != new.cache.key),
         ("limits.header_bytes", old.limits.header_bytes != new.limits.header_bytes),
         ("limits.header_timeout", old.limits.header_timeout != new.limits.header_timeout),
         ("log.format", old.log.json != new.log.json),
@@ -53,6 +56,7 @@ pub fn diff(old: &Config, new: &Config) -> Result<Changes, Vec<&'static str>> {
         log: old.log != new.log,
         access: old.admin != new.admin,
         other: (&old.trusted_proxies, old.debug_headers, &old.cors, old.timeouts, old.stream, old.limits, old.drain)
-            != (&new.trusted_proxies, new.debug_headers, &new.cors, new.timeouts, new.stream, new.limits, new.drain),
+            != (&new.trusted_proxies, new.debug_headers, &new.cors, new.timeouts, new.stream, new.limits, new.drain)
+            || old.cache != new.cache,
     })
 }

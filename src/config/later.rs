@@ -7,7 +7,7 @@ use super::{
 };
 
 /// Fields of later versions.
-const LATER: [&str; 12] = [
+const LATER: [&str; 11] = [
     "interruption_token",
     "interruption_token_file",
     "profile",
@@ -16,7 +16,6 @@ const LATER: [&str; 12] = [
     "stream",
     "resume",
     "interruption",
-    "cache",
     "compression",
     "egress",
     "normalize",

@@ -20,6 +20,7 @@ mod view;
 pub use diff::{Changes, diff};
 pub use env::Env;
 pub use error::{Format, Problem, Severity, Snippet, render};
+pub use file::{CacheMode, CacheScope, Downstream};
 pub use load::{Flags, Loaded, from_text, load};
 pub use secret::{MASK, Secret};
 
@@ -44,6 +45,7 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub health: Health,
     pub stream: Stream,
+    pub cache: Cache,
     pub limits: Limits,
     pub drain: Drain,
     pub log: Log,
@@ -236,6 +238,49 @@ pub struct Health {
 pub struct Stream {
     pub keepalive: Duration,
     pub headers_after: Duration,
+}
+
+/// Answers that are kept and shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Memory of kept answers in bytes; 0 = off.
+    pub capacity: u64,
+    pub ttl: Duration,
+    pub mode: CacheMode,
+    pub scope: CacheScope,
+    /// Greatest answer that is kept, in bytes.
+    pub max_entry: usize,
+    /// Further top-level body fields that cannot change the answer.
+    pub ignore: Vec<String>,
+    /// Request headers that change answers.
+    pub vary: Vec<http::HeaderName>,
+    pub linger: Duration,
+    pub stale_if_error: Duration,
+    pub downstream: Downstream,
+    /// The second tier.
+    pub redis: Option<Redis>,
+    /// Of keys and seals that several gateways share; `None` = made at start.
+    pub key: Option<Secret>,
+    /// Memory of running answers in bytes (`resume.memory`).
+    pub live_memory: u64,
+}
+
+/// A Redis or Valkey that gateways share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redis {
+    pub tls: bool,
+    pub host: Arc<str>,
+    pub port: u16,
+    pub username: Option<Arc<str>>,
+    pub password: Option<Secret>,
+    pub database: u32,
+}
+
+impl Cache {
+    /// Whether nothing is kept or shared.
+    pub fn is_off(&self) -> bool {
+        self.mode == CacheMode::Off || self.capacity == 0
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -189,3 +189,23 @@ fn networks_are_rounded_to_their_prefix() {
         assert_eq!((cidr.address.to_string().as_str(), cidr.prefix), (address, prefix), "{text}");
     }
 }
+
+#[test]
+fn addresses_of_redis() {
+    let plain = url::redis("redis://cache").unwrap();
+    assert_eq!((plain.tls, &*plain.host, plain.port, plain.database), (false, "cache", 6379, 0));
+    assert_eq!((plain.username, plain.password), (None, None));
+    let full = url::redis("rediss://gate:p%40ss%2Fw@[::1]:7000/3").unwrap();
+    assert_eq!((full.tls, &*full.host, full.port, full.database), (true, "::1", 7000, 3));
+    assert_eq!((full.username.as_deref(), full.password.as_ref().map(|p| p.reveal())), (Some("gate"), Some("p@ss/w")));
+    let valkey = url::redis("valkey://:secret@cache/").unwrap();
+    assert_eq!((valkey.username, valkey.password.unwrap().reveal()), (None, "secret"));
+    for text in ["", "cache:6379", "http://cache", "redis://", "redis://:1", "redis://u@cache", "redis://cache/x"] {
+        assert!(url::redis(text).is_err(), "{text}");
+    }
+    for text in
+        ["redis://cache:99999", "redis://cache/1?a=b", "redis://cache/0/1", "redis+unix:///s", "redis://cache/-1"]
+    {
+        assert!(url::redis(text).is_err(), "{text}");
+    }
+}

@@ -7,7 +7,8 @@ use std::{
     sync::Arc,
 };
 
-use super::{BackendUrl, Cidr, Listen, Scheme, secret::short};
+use super::{BackendUrl, Cidr, Listen, Redis, Scheme, Secret, secret::short};
+use crate::protocol::query::percent_decode;
 
 /// What is wrong, and what to do.
 pub(super) type Wrong = (String, Option<String>);
@@ -82,6 +83,51 @@ fn socket_path(path: &str) -> Result<PathBuf, Wrong> {
         return wrong(format!("the path of a unix socket has {MAX_SOCKET_PATH} bytes at most"), "use a shorter path");
     }
     Ok(PathBuf::from(path))
+}
+
+/// `redis://user:password@host:port/database`, with TLS `rediss://`. All of it is a secret: nothing is repeated.
+pub(super) fn redis(text: &str) -> Result<Redis, Wrong> {
+    let help = "write it as `redis://host:6379`, with TLS `rediss://host:6379`";
+    let (scheme, rest) = text.split_once("://").unwrap_or_default();
+    let tls = match scheme.to_ascii_lowercase().as_str() {
+        "redis" | "valkey" => false,
+        "rediss" | "valkeys" => true,
+        _ => return wrong("not the URL of a Redis".into(), help),
+    };
+    if rest.contains(['?', '#']) {
+        return wrong("the URL of a Redis has no query or fragment; they are %3F and %23 in a password".into(), help);
+    }
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    if database.contains('@') {
+        return wrong("the host of a Redis has `/` before it; in a password it is %2F".into(), help);
+    }
+    let (who, place) = match authority.rsplit_once('@') {
+        Some((who, place)) => (who, place),
+        None => ("", authority),
+    };
+    // The place alone: it is told in errors.
+    let (host, port) = host_port(place).map_err(|(reason, _)| (reason, Some(help.to_owned())))?;
+    let Ok(database) = (if database.is_empty() { Ok(0) } else { database.parse() }) else {
+        return wrong("behind the host of a Redis goes the number of its database".into(), "such as `/0`");
+    };
+    let (username, password) = who.split_once(':').unwrap_or((who, ""));
+    let (username, password) = (given(username), given(password));
+    if username.is_some() && password.is_none() {
+        return wrong("the URL has a user and no password".into(), "write `redis://:password@host` without a user");
+    }
+    Ok(Redis {
+        tls,
+        host: Arc::from(host),
+        port: port.unwrap_or(6379),
+        username,
+        password: password.map(Secret::new),
+        database,
+    })
+}
+
+/// What stands in a URL as `%XX`; nothing where nothing stands.
+fn given(text: &str) -> Option<Arc<str>> {
+    (!text.is_empty()).then(|| Arc::from(&*percent_decode(text, false)))
 }
 
 /// `host`, `host:port`, `[v6]:port` → host without brackets.

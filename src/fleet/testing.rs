@@ -3,8 +3,9 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::config::{
-    Admin, AdminAt, Backend, BackendUrl, Capacity, ClientTls, Concurrency, Config, Drain, Health, Level, Limits,
-    Listen, Log, Models, Passthrough, Profile, Retry, Routing, Scheme, Stream, Timeouts,
+    Admin, AdminAt, Backend, BackendUrl, Cache, CacheMode, CacheScope, Capacity, ClientTls, Concurrency, Config,
+    Downstream, Drain, Health, Level, Limits, Listen, Log, Models, Passthrough, Profile, Retry, Routing, Scheme,
+    Stream, Timeouts,
 };
 
 /// A backend of this name, on demand, without a limit, whose models are to be asked for.
@@ -53,6 +54,21 @@ pub(crate) fn config(backends: impl IntoIterator<Item = Backend>) -> Config {
         timeouts: Timeouts { connect: s(1), first_byte: s(600), suspect: s(10), between_bytes: s(300), total: s(1800) },
         health: Health { path: None, interval: s(1), timeout: s(5), unhealthy_after: 2, healthy_after: 1 },
         stream: Stream { keepalive: s(15), headers_after: s(30) },
+        cache: Cache {
+            capacity: 256 << 20,
+            ttl: s(3600),
+            mode: CacheMode::Deterministic,
+            scope: CacheScope::Tenant,
+            max_entry: 8 << 20,
+            ignore: Vec::new(),
+            vary: Vec::new(),
+            linger: s(0),
+            stale_if_error: s(0),
+            downstream: Downstream::Private,
+            redis: None,
+            key: None,
+            live_memory: 128 << 20,
+        },
         limits: Limits {
             request_body: 32 << 20,
             body_memory: 512 << 20,

@@ -29,6 +29,10 @@ pub struct Call {
     pub alias: Option<Arc<str>>,
     /// Whether a streamed answer was asked for.
     pub stream: bool,
+    /// What else its body says of the answer it wants.
+    pub asked: Asked,
+    /// The answer is shared: its stream is to tell its usage where the engine can be asked for it.
+    pub ask_usage: bool,
     /// The backend that holds the state this call refers to (a response id).
     pub pinned: Option<Arc<str>>,
     /// When the client no longer wants the answer: its own deadline or `timeouts.total`.
@@ -41,6 +45,21 @@ pub struct Call {
     pub repeatable: bool,
     /// What is told of it at its end.
     pub record: Rc<Record>,
+}
+
+/// What a body says of the answer it wants, as far as that decides whether the answer may be kept or shared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// An explicit `temperature` of zero.
+    pub greedy: bool,
+    /// A `seed` that engines take as it is.
+    pub seeded: bool,
+    /// `store`, where it is said.
+    pub store: Option<bool>,
+    /// `background`, `conversation` or `previous_response_id`: the answer is, or depends on, a backend's state.
+    pub stateful: bool,
+    /// `stream_options.include_usage`
+    pub usage: bool,
 }
 
 /// The request's content.

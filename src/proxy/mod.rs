@@ -1,16 +1,18 @@
 //! The data plane: the life of a request.
 //!
 //! ```text
-//!  http::Request ─► observe ─► normalize ─► route ─► upstream ─► backend
-//!                   (record)   (Call)       (Attempt)
-//!  http::Response ◄─ observe ◄───────────── route ◄── upstream ◄──┘
-//!                   (log, honest end)       (replace)  (meter, silence)
+//!  http::Request ─► observe ─► normalize ─► cache ─► route ─► upstream ─► backend
+//!                   (record)   (Call)       (key)    (Attempt)
+//!  http::Response ◄─ observe ◄───────────── cache ◄─ route ◄── upstream ◄──┘
+//!                   (log, honest end)       (share)  (replace)  (meter, silence)
 //! ```
 //!
 //! [`stack`] lists the stages in order. They do not know each other: they share the types of this folder, and each
 //! is a [`tower::Service`] over the next. All of it lives on one worker thread and is not `Send`.
 
 pub mod attempt;
+pub mod cache;
+pub mod cached;
 pub mod call;
 pub mod headers;
 pub mod local;
@@ -21,6 +23,7 @@ pub mod record;
 pub mod respond;
 pub mod route;
 pub mod stack;
+pub mod transcript;
 pub mod upstream;
 
 use std::{convert::Infallible, fmt, future::Future, pin::Pin, rc::Rc, task};

@@ -10,6 +10,7 @@ use std::{
 use http::{HeaderValue, Method, uri::PathAndQuery};
 use tokio::time::Instant;
 
+use super::cached::Cached;
 use crate::{
     error::Kind,
     fleet::Backend,
@@ -20,7 +21,8 @@ use crate::{
     },
 };
 
-/// One request's story. Every field has one writer: the stage it stands under.
+/// One request's story. Every field has one writer: the stage it stands under. Where an answer was kept or shared, `cache`
+/// writes what `upstream` would have.
 #[derive(Debug)]
 pub struct Record {
     // observe
@@ -41,6 +43,10 @@ pub struct Record {
     pub received: Cell<u64>,
     /// Time spent reading the client's body: its own pace, not ours.
     pub receiving: Cell<Duration>,
+    // cache
+    pub cached: Cell<Cached>,
+    /// Time it took to find a kept answer.
+    pub looked_up: Cell<Option<Duration>>,
     // route
     pub backend: RefCell<Option<Arc<Backend>>>,
     /// Tries made, the first included.
@@ -50,6 +56,8 @@ pub struct Record {
     /// Why it went where it went.
     pub why: Cell<&'static str>,
     // upstream
+    /// The attempt that answers was asked to tell its usage in the stream, by the client or by us.
+    pub usage_asked: Cell<bool>,
     /// Time spent waiting for backends, up to the head of the answer that was taken.
     pub waited: Cell<Duration>,
     /// When the answer's head came.
@@ -80,10 +88,13 @@ impl Record {
             stream: Cell::default(),
             received: Cell::default(),
             receiving: Cell::default(),
+            cached: Cell::default(),
+            looked_up: Cell::default(),
             backend: RefCell::default(),
             attempts: Cell::default(),
             queued: Cell::default(),
             why: Cell::new("-"),
+            usage_asked: Cell::default(),
             waited: Cell::default(),
             head: Cell::default(),
             first_byte: Cell::default(),

@@ -106,6 +106,8 @@ pub const TABLE: &[Row] = &[
         "The answer ended before its framing said so; in a stream, an error event says it."),
     row(Kind::DeadlineExceeded, StatusCode::GATEWAY_TIMEOUT, LATE, "deadline_exceeded", Some("http_response_timeout"), false,
         "`timeouts.total` ran out."),
+    row(Kind::NotCached, StatusCode::GATEWAY_TIMEOUT, INVALID, "not_cached", None, true,
+        "The request said `Cache-Control: only-if-cached`, and no fresh answer is kept for it."),
     row(Kind::Internal, StatusCode::INTERNAL_SERVER_ERROR, FAILED, "internal", Some("proxy_internal_error"), true,
         "A fault of the gateway; the log has its cause under the request id."),
 ];

@@ -8,6 +8,7 @@
 //! | `observe` | both | the story is told with status 499 |
 //! | `normalize` | request | the read of the body is dropped, its memory given back |
 //! | `local` | request | nothing is under way |
+//! | `cache` | both | an answer that others follow goes on for them; with nobody left it stops, at once or after `cache.linger` |
 //! | `route` | request; the body until its first byte | its place in the queue and its permit are given back |
 //! | `upstream` | both | the upstream connection is closed: the backend stops |
 
@@ -15,6 +16,7 @@ use std::rc::Rc;
 
 use super::{
     EdgeService,
+    cache::{Cache, cache},
     local::{Local, local},
     normalize::{Settings, normalize},
     observe::{Observe, observe},
@@ -28,6 +30,7 @@ pub struct Pieces {
     pub observe: Rc<Observe>,
     pub normalize: Rc<Settings>,
     pub local: Rc<Local>,
+    pub cache: Rc<Cache>,
     pub route: Rc<route::Context>,
     pub upstream: Rc<Upstream>,
 }
@@ -39,6 +42,9 @@ pub fn edge(pieces: Pieces) -> EdgeService {
     // Chooses the backend, waits for a place, tries again before the first byte. Above `upstream`: a retry is
     // another attempt.
     let stack = route(pieces.route, stack);
+    // Kept and shared answers need no backend: hits and followers wait in no queue. Above `route`: one permit per
+    // answer, however many read it.
+    let stack = cache(pieces.cache, stack);
     // What the gateway answers itself leaves here, so that it too was normalised.
     let stack = local(pieces.local, stack);
     // The single conversion point: from here down there are only calls.

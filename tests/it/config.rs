@@ -400,6 +400,36 @@ fn the_usual_places_are_searched_in_order() {
     assert!(none[0].reason.contains("/etc/sluicegate/sluicegate.yaml"), "{none:?}");
 }
 
+// ── Cache ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+#[test]
+fn a_redis_that_cannot_be_used_is_told_with_its_line() {
+    let reasons = |cache: &str| {
+        let problems = load(&format!("{ONE}cache:\n  {cache}\n")).unwrap_err();
+        problems.iter().map(|p| (p.line, p.path.clone(), p.reason.clone())).collect::<Vec<_>>()
+    };
+    let told = reasons("redis: redis://cache:6379");
+    assert_eq!(told, [(3, "cache.redis".to_owned(), "`redis` needs `key_file`".to_owned())]);
+    let told = reasons("redis: http://cache");
+    assert!(told.iter().any(|(line, _, reason)| *line == 3 && reason == "not the URL of a Redis"), "{told:?}");
+}
+
+#[test]
+fn a_placeholder_that_makes_all_users_one_tenant_is_told() {
+    let warned = |more: &str| {
+        let text = format!("backends:\n  - url: http://a:1\n    api_key: ${{KEY}}\n{more}");
+        let problems = load_with(&text, &[("KEY", "EMPTY")], &Flags::default()).unwrap().problems();
+        problems.iter().any(|p| p.path == "backends[0].api_key" && p.line == 3 && p.reason.contains("one tenant"))
+    };
+    assert!(warned(""));
+    for meant in ["cache: {mode: off}\n", "cache: {capacity: 0}\n", "cache: {scope: shared}\n"] {
+        assert!(!warned(meant), "{meant}");
+    }
+    let own =
+        load_with("backends: [{url: 'http://a:1', api_key: '${KEY}'}]\n", &[("KEY", "sk-1b9d6bcd")], &Flags::default());
+    assert!(own.unwrap().problems().is_empty());
+}
+
 // ── Secrets ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 #[test]
@@ -413,6 +443,10 @@ fn secrets_are_never_shown() {
         "admin_token: {a: HIDDEN}\nadmin_tokne: HIDDEN\nbackends: [{url: 'https://HIDDEN@h/HIDDE'}]\n",
         "auth: {keys: [{name: a, key: HIDDEN}, {name: a, key: HIDDEN, bogus: 1}]}\n",
         "cache: {redis: 'http://:HIDDEN@h'}\nbackends: 5\n",
+        "cache: {redis: 'redis://HIDDEN@h'}\nbackends: 5\n",
+        "cache: {redis: 'redis://u:HIDDEN@h:x'}\nbackends: 5\n",
+        "cache: {redis: 'redis://u:HID#HIDDEN@h'}\nbackends: 5\n",
+        "cache: {redis: 'redis://u:a/HIDDEN@h'}\nbackends: 5\n",
         "backends:\n  - api_key: |\n      HIDDEN\n      HIDDEN\n    urll: x\n",
         "backends: [{url: 'http://a:1', api_key: '${NO:-HIDDEN}', api_key_file: x}]\n",
         "tls:\n  cert: x\n  key: |\n    -----BEGIN PRIVATE KEY-----\n    HIDDEN\n    -----END PRIVATE KEY-----\n",
@@ -460,9 +494,11 @@ fn secrets_come_from_files_that_are_watched() {
 
 #[test]
 fn later_sections_are_named_and_auth_stops_serve() {
-    let loaded = load(&format!("{ONE}cache: {{ttl: 2h}}\negress: {{slim: false}}\nresume: {{mode: off}}\n")).unwrap();
+    let loaded =
+        load(&format!("{ONE}compression: {{min_size: 1KiB}}\negress: {{slim: false}}\nresume: {{mode: off}}\n"))
+            .unwrap();
     let named: Vec<_> = loaded.unsupported.iter().map(|p| p.path.as_str()).collect();
-    assert_eq!(named, ["cache", "resume"]);
+    assert_eq!(named, ["compression", "resume"]);
     assert!(loaded.may_serve());
     let loaded = load(&format!("{ONE}auth: {{keys: [{{name: a, key: s}}]}}\n")).unwrap();
     assert!(!loaded.may_serve());

@@ -5,6 +5,7 @@
 
 mod admin;
 mod architecture;
+mod cache;
 mod config;
 mod docs;
 mod errors;

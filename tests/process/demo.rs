@@ -14,7 +14,8 @@ fn the_demo_tells_what_happened_and_loses_nothing() {
     let code = demo.ended().code();
     println!("{told}");
     assert_eq!(code, Some(0), "{told}\n{}", demo.said());
-    for words in ["curl ", "/v1/chat/completions", "spot-a"] {
+    let kept = "5 clients ask the same at once: 1 stream computed";
+    for words in ["curl ", "/v1/chat/completions", "spot-a", kept, "4 share it live; asked again, it is a hit"] {
         assert!(told.contains(words), "{words} in {told}");
     }
 }

@@ -1,6 +1,7 @@
 """Real processes for the tests: engines, the gateway, a simulated backend. Each is a context manager that ends what it started."""
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -206,3 +208,35 @@ class Sim(Process):
 
     def is_up(self) -> bool:
         return fetch(f"{self.url}/health")[0] == 200
+
+    def served(self) -> int:
+        """Requests that were answered to their end."""
+        return json.loads(fetch(f"{self.url}/sim/state")[1])["served"]
+
+
+class Redis(Process):
+    """Debian's `redis-server`, with a password and without a file: `kill()` and `start()` again give an empty one."""
+
+    PASSWORD = "p@ss/w"
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.port = free_port()
+        self.url = f"redis://:{quote(self.PASSWORD, safe='')}@127.0.0.1:{self.port}/2"
+
+    def command(self) -> list[str]:
+        quiet = ["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", str(LOGS)]
+        return ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--requirepass", self.PASSWORD, *quiet]
+
+    def is_up(self) -> bool:
+        return self.ask("PING") == "PONG"
+
+    def ask(self, *words: str) -> str:
+        """What `redis-cli` prints for a command; empty when nobody answers."""
+        command = ["redis-cli", "-p", str(self.port), "-n", "2", "--raw", *words]
+        environment = {**os.environ, "REDISCLI_AUTH": self.PASSWORD}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    def names(self) -> list[str]:
+        return sorted(self.ask("KEYS", "*").split())

@@ -3,7 +3,7 @@
 #
 #   tests/real/setup.sh [test|bench]
 #
-# test:  curl, Node.js, a virtual environment under target/, the JavaScript clients
+# test:  curl, Node.js, redis-server, a virtual environment under target/, the JavaScript clients
 # bench: nginx and wrk, which benches/overhead compares with and measures by; valgrind for instruction counts
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -56,7 +56,7 @@ node_packages() {
 
 case "${1:-test}" in
   test)
-    packages curl=curl python3=python3 node=nodejs npm=npm
+    packages curl=curl python3=python3 node=nodejs npm=npm redis-server=redis-server
     python_environment
     node_packages
     ;;

@@ -15,12 +15,45 @@ use crate::sim::{Source, io::Io};
 /// The longest answer; longer ones are wrong.
 const MOST: usize = 1024 * 1024;
 
+/// What a client asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question<'a> {
+    pub(super) prompt: &'a str,
+    pub(super) streamed: bool,
+    /// At temperature 0: there is one answer, which may be shared and kept.
+    pub(super) greedy: bool,
+}
+
 /// What a client saw of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answered {
     pub(super) outcome: Outcome,
     /// Tries that the gateway says it took; 1 when it does not say.
     pub(super) attempts: u32,
+    /// Where the gateway says the answer came from.
+    pub(super) origin: Origin,
+}
+
+/// Where an answer came from, as `Cache-Status` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Origin {
+    #[default]
+    Backend,
+    /// An answer that was running for another client already.
+    Collapsed,
+    Kept,
+}
+
+impl Origin {
+    fn told(status: &str) -> Self {
+        if status.contains("sluicegate;hit") {
+            Self::Kept
+        } else if status.contains("collapsed") {
+            Self::Collapsed
+        } else {
+            Self::Backend
+        }
+    }
 }
 
 /// How a request ended for its client.
@@ -49,22 +82,32 @@ fn failed(reason: impl ToString) -> Outcome {
 }
 
 /// Asks the gateway at `to`.
-pub(super) async fn ask(to: SocketAddr, prompt: &str, streamed: bool) -> Answered {
-    let mut attempts = 1;
-    let outcome = match exchange(to, prompt, streamed, &mut attempts).await {
+pub(super) async fn ask(to: SocketAddr, question: Question<'_>) -> Answered {
+    let mut told = Told { attempts: 1, origin: Origin::Backend };
+    let outcome = match exchange(to, question, &mut told).await {
         Ok(outcome) => outcome,
         Err(error) => failed(error),
     };
-    Answered { outcome, attempts }
+    Answered { outcome, attempts: told.attempts, origin: told.origin }
+}
+
+/// What the head of an answer says about its way.
+struct Told {
+    attempts: u32,
+    origin: Origin,
 }
 
 type Failure = Box<dyn std::error::Error>;
 
-async fn exchange(to: SocketAddr, prompt: &str, streamed: bool, attempts: &mut u32) -> Result<Outcome, Failure> {
+async fn exchange(to: SocketAddr, question: Question<'_>, told: &mut Told) -> Result<Outcome, Failure> {
+    let Question { prompt, streamed, greedy } = question;
     let stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(Io::new(stream, Bytes::new())).await?;
-    let body = json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": streamed});
+    let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": streamed});
+    if greedy {
+        body["temperature"] = json!(0);
+    }
     let request = http::Request::post("/v1/chat/completions")
         .header("host", to.to_string())
         .header("content-type", "application/json")
@@ -72,7 +115,10 @@ async fn exchange(to: SocketAddr, prompt: &str, streamed: bool, attempts: &mut u
     let answer = async {
         let response = sender.send_request(request).await?;
         if let Some(tries) = response.headers().get("x-sluicegate-attempts") {
-            *attempts = tries.to_str()?.parse()?;
+            told.attempts = tries.to_str()?.parse()?;
+        }
+        if let Some(status) = response.headers().get("cache-status") {
+            told.origin = Origin::told(status.to_str()?);
         }
         let status = response.status().as_u16();
         let mut body = response.into_body();

@@ -8,6 +8,7 @@
 //! The clients know what each answer must be ([`crate::sim::expected`]), so a lost, doubled or wrong token is seen.
 
 mod client;
+mod crowd;
 mod gateway;
 mod story;
 
@@ -29,7 +30,7 @@ use tokio::{
 };
 
 use self::{
-    client::{Answered, Outcome, ask},
+    client::{Answered, Outcome, Question, ask},
     story::Story,
 };
 use crate::sim::{Config, Handle, Pace, Sim};
@@ -234,7 +235,8 @@ async fn show(args: &Args, cast: &Cast, stage: &Rc<Stage>) {
 async fn talk(stage: Rc<Stage>, number: u64, streamed: bool, curtain: watch::Receiver<bool>) {
     let mut turn = 0_u64;
     while !*curtain.borrow() {
-        let answered = ask(stage.gateway, &format!("client {number}, question {turn}"), streamed).await;
+        let prompt = format!("client {number}, question {turn}");
+        let answered = ask(stage.gateway, Question { prompt: &prompt, streamed, greedy: false }).await;
         stage.tally.borrow_mut().add(streamed, &answered);
         stage.story.seen(number, &answered.outcome);
         if matches!(answered.outcome, Outcome::Failed { .. }) {
@@ -248,6 +250,7 @@ async fn talk(stage: Rc<Stage>, number: u64, streamed: bool, curtain: watch::Rec
 async fn interruptions(args: &Args, cast: &Cast, stage: &Stage) {
     let away = (args.interval / 4).min(Duration::from_secs(5));
     let mut cycle = 0;
+    crowd::gather(stage, cycle).await;
     while args.cycles.is_none_or(|cycles| cycle < cycles) {
         tokio::time::sleep(args.interval - away).await;
         let (name, sim) = cast.victim(cycle);
@@ -258,6 +261,7 @@ async fn interruptions(args: &Args, cast: &Cast, stage: &Stage) {
         let back = sim.revive();
         stage.story.revived(name, back, &before, &stage.tally.borrow());
         cycle += 1;
+        crowd::gather(stage, cycle).await;
     }
 }
 

@@ -8,7 +8,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{CLIENTS, MODEL, Tally, client::Outcome};
+use super::{
+    CLIENTS, MODEL, Tally,
+    client::Outcome,
+    crowd::{CROWD, Shared},
+};
 
 /// Writes lines, each with the time since the start.
 #[derive(Clone, Debug)]
@@ -63,15 +67,42 @@ impl Story {
 
     /// A client's request that did not simply go well.
     pub(super) fn seen(&self, client: u64, outcome: &Outcome) {
+        self.not_well(&format!("client {client}"), outcome);
+    }
+
+    /// The like, of one who asked what others asked.
+    pub(super) fn in_crowd(&self, outcome: &Outcome) {
+        self.not_well("one of the crowd", outcome);
+    }
+
+    fn not_well(&self, who: &str, outcome: &Outcome) {
         match outcome {
             Outcome::Whole { .. } => {}
             Outcome::Cut { tokens, reason } => {
                 let after = counted(*tokens, "token");
-                self.line(&format!("  client {client}: stream cut after {after}, ended by an error event: {reason}"));
+                self.line(&format!("  {who}: stream cut after {after}, ended by an error event: {reason}"));
             }
-            Outcome::Failed { reason } => self.line(&self.paint(RED, &format!("  client {client}: failed: {reason}"))),
-            Outcome::Wrong { what } => self.line(&self.paint(RED, &format!("  client {client}: wrong: {what}"))),
+            Outcome::Failed { reason } => self.line(&self.paint(RED, &format!("  {who}: failed: {reason}"))),
+            Outcome::Wrong { what } => self.line(&self.paint(RED, &format!("  {who}: wrong: {what}"))),
         }
+    }
+
+    /// What several who asked the same at once were given, and one who came later.
+    pub(super) fn shared(&self, shared: &Shared) {
+        let took = shared.took.as_secs_f64();
+        let live = match shared.collapsed {
+            0 => format!("{CROWD} clients ask the same at once, and each answer is computed"),
+            followers => format!(
+                "{CROWD} clients ask the same at once: {} computed in {took:.1} s, {} it live",
+                counted((CROWD - followers) as u64, "stream"),
+                if followers == 1 { "1 shares".to_owned() } else { format!("{followers} share") },
+            ),
+        };
+        let later = match shared.hit {
+            Some(hit) => format!("; asked again, it is a hit in {:.1} ms", hit.as_secs_f64() * 1e3),
+            None => "; asked again, it is computed again".to_owned(),
+        };
+        self.line(&(self.paint(GREEN, &live) + &later));
     }
 
     pub(super) fn revived(&self, name: &str, back: std::io::Result<()>, before: &Tally, now: &Tally) {

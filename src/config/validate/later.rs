@@ -6,7 +6,6 @@ use super::Validator;
 use crate::config::{
     Secret,
     file::{self, FileConfig},
-    secret::short,
     url,
 };
 
@@ -14,7 +13,6 @@ impl Validator<'_> {
     pub(super) fn later(&mut self, written: &FileConfig) {
         self.resume(&written.resume);
         self.interruption(&written.interruption);
-        self.cache(&written.cache);
         self.compression(&written.compression);
         self.normalize(&written.normalize);
         if written.limits.rate_store == file::RateStore::Redis && written.cache.redis.is_none() {
@@ -35,32 +33,6 @@ impl Validator<'_> {
         }
         for (i, url) in interruption.notify.iter().enumerate() {
             self.parsed(&format!("interruption.notify[{i}]"), url, url::service);
-        }
-    }
-
-    fn cache(&mut self, cache: &file::Cache) {
-        if cache.max_entry > cache.capacity && cache.capacity.0 > 0 {
-            let path = if self.source.is_set("cache.max_entry") { "cache.max_entry" } else { "cache.capacity" };
-            let reason = format!("`max_entry` ({}) is greater than `capacity` ({})", cache.max_entry, cache.capacity);
-            self.error(path, reason, "no answer of that size could be kept");
-        }
-        for (i, name) in cache.vary.iter().enumerate() {
-            if http::HeaderName::try_from(name.as_str()).is_err() {
-                let path = format!("cache.vary[{i}]");
-                self.error(&path, format!("`{}` is not the name of a header", short(name)), "such as `x-region`");
-            }
-        }
-        if let Some(redis) = &cache.redis {
-            let url = redis.reveal();
-            if !url.starts_with("redis://") && !url.starts_with("rediss://") {
-                self.error("cache.redis", "not the URL of a Redis", "write it as `redis://host:6379`");
-            }
-            if cache.key_file.is_none() {
-                self.error("cache.redis", "`redis` needs `key_file`", "name a file with the key that seals entries");
-            }
-        }
-        if let Some(file) = &cache.key_file {
-            self.read_secret("cache.key_file", file);
         }
     }
 

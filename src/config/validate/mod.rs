@@ -21,6 +21,7 @@ use super::{
 };
 
 mod backends;
+mod cache;
 mod later;
 
 /// A secret in a file is a line.
@@ -66,11 +67,13 @@ pub(super) fn validate(written: &FileConfig, source: &Source) -> Checked {
         timeouts: v.timeouts(&written.timeouts),
         health: v.health(&written.health),
         stream: Stream { keepalive: written.stream.keepalive.0, headers_after: written.stream.headers_after.0 },
+        cache: v.cache(&written.cache, &written.resume),
         limits: v.limits(&written.limits),
         drain: v.drain(&written.drain, &written.timeouts),
         log: log(&written.log),
         listen,
     };
+    v.shared_keys(&config.cache, &config.backends, written.auth.is_some());
     v.later(written);
     Checked { config, problems: v.problems, files: v.files }
 }

@@ -26,7 +26,7 @@ use tower::{Service, service_fn};
 
 use super::{
     Arrival, Response,
-    call::{Call, Payload},
+    call::{Asked, Call, Payload},
     headers::{self, Via},
     memory::Memory,
     record::Record,
@@ -98,6 +98,7 @@ struct Named {
     model: Option<Arc<str>>,
     alias: Option<Arc<str>>,
     stream: bool,
+    asked: Asked,
     previous: Option<String>,
 }
 
@@ -132,6 +133,8 @@ impl Settings {
             model: named.model,
             alias: named.alias,
             stream: named.stream,
+            asked: named.asked,
+            ask_usage: false,
             pinned,
             tunnel,
             record,
@@ -187,6 +190,13 @@ impl Settings {
         let Ok(fields) = json::scan(&bytes) else { return (bytes, Named::default()) };
         let mut named = self.named(fields.model.as_ref().map(|model| &*model.text));
         named.stream = fields.stream == Some(true);
+        named.asked = Asked {
+            greedy: fields.greedy,
+            seeded: fields.seeded,
+            store: fields.store,
+            stateful: fields.conversation || fields.background == Some(true) || fields.previous_response_id.is_some(),
+            usage: fields.include_usage == Some(true),
+        };
         named.previous = fields.previous_response_id.map(Cow::into_owned);
         let edited = match (&named.alias, &named.model, &fields.model) {
             (Some(_), Some(model), Some(at)) => Some(json::replace_model(&bytes, &at.span, model)),
@@ -323,4 +333,51 @@ fn patience(headers: &HeaderMap) -> Option<Duration> {
         .find_map(|name| headers.get(*name)?.to_str().ok()?.parse::<f64>().ok())
         .filter(|seconds| seconds.is_finite() && *seconds > 0.0)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            via: Via::new("test"),
+            passthrough: Passthrough::All,
+            aliases: HashMap::from([("alias".into(), "model".into())]),
+            cap: 1 << 20,
+            memory: Memory::new(1 << 20),
+            total: Duration::from_secs(1),
+            response_ids: ResponseIds::default(),
+        }
+    }
+
+    fn asked(body: &'static str) -> Asked {
+        settings().json(Bytes::from_static(body.as_bytes())).1.asked
+    }
+
+    #[test]
+    fn a_body_says_what_it_asks_for() {
+        let none = Asked::default();
+        for (body, expected) in [
+            ("{}", none),
+            ("[]", none),
+            (r#"{"temperature":0}"#, Asked { greedy: true, ..none }),
+            (r#"{"temperature":0.5,"seed":1}"#, Asked { seeded: true, ..none }),
+            (r#"{"store":false}"#, Asked { store: Some(false), ..none }),
+            (r#"{"store":null,"background":false,"conversation":null}"#, none),
+            (r#"{"background":true}"#, Asked { stateful: true, ..none }),
+            (r#"{"conversation":"c"}"#, Asked { stateful: true, ..none }),
+            (r#"{"previous_response_id":"r"}"#, Asked { stateful: true, ..none }),
+            (r#"{"stream_options":{"include_usage":true}}"#, Asked { usage: true, ..none }),
+        ] {
+            assert_eq!(asked(body), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn an_alias_is_resolved_in_the_body() {
+        let (bytes, named) = settings().json(Bytes::from_static(br#"{"model":"alias","n":1.0}"#));
+        assert_eq!(bytes, r#"{"model":"model","n":1.0}"#);
+        assert_eq!((named.model.as_deref(), named.alias.as_deref()), (Some("model"), Some("alias")));
+    }
 }

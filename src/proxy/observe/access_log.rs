@@ -31,6 +31,9 @@ pub(super) fn write(line: &mut Line<'_>, story: &Story, took: Duration) {
         line.word("why", record.why.get());
         line.number("attempts", u64::from(record.attempts.get()));
     }
+    if let Some(cache) = record.cached.get().word() {
+        line.text("cache", cache);
+    }
     line.millis("gateway_ms", story.overhead);
     if !record.queued.get().is_zero() {
         line.millis("queue_ms", record.queued.get());

@@ -7,7 +7,10 @@ use metrics::{Counter, Gauge, Histogram};
 use super::{Story, endpoint_name};
 use crate::{
     protocol::endpoint::Endpoint,
-    proxy::respond,
+    proxy::{
+        cached::{Cached, DETAILS, OUTCOMES},
+        respond,
+    },
     runtime::hash::Quick,
     telemetry::metrics::{Name, Table},
 };
@@ -47,6 +50,11 @@ pub struct Metrics {
     /// In the order of [`ENDPOINTS`].
     endpoints: Vec<PerEndpoint>,
     cuts: HashMap<&'static str, Counter>,
+    /// In the order of [`OUTCOMES`].
+    cached: Vec<Counter>,
+    /// In the order of [`DETAILS`].
+    bypassed: Vec<Counter>,
+    saved: [Counter; 2],
     models: RefCell<HashMap<Arc<str>, Tokens, Quick>>,
     other_model: Tokens,
 }
@@ -85,6 +93,9 @@ impl Metrics {
             .iter()
             .map(|row| (row.code, table.counter(Name::StreamsCut, &[("reason", row.code)])))
             .collect();
+        let cache = |outcome: &str, reason: &str| {
+            table.counter(Name::CacheRequests, &[("outcome", outcome), ("reason", reason)])
+        };
         Self {
             in_flight: table.gauge(Name::InFlight, &[]),
             overhead: table.histogram(Name::Overhead, &[]),
@@ -94,6 +105,9 @@ impl Metrics {
             left: table.counter(Name::ClientsGone, &[]),
             endpoints,
             cuts,
+            cached: OUTCOMES.iter().map(|outcome| cache(outcome, "")).collect(),
+            bypassed: DETAILS.iter().map(|reason| cache("bypass", reason)).collect(),
+            saved: ["input", "output"].map(|kind| table.counter(Name::CacheTokensSaved, &[("kind", kind)])),
             models: RefCell::default(),
             other_model: Tokens::new(&table, "other"),
             table,
@@ -125,8 +139,28 @@ impl Metrics {
         {
             counter.increment(1);
         }
+        let cached = record.cached.get();
+        self.cache(cached);
         if story.status < 300 {
-            self.tokens(story);
+            if cached.is_saved() {
+                let usage = record.usage.get();
+                self.saved[0].increment(u64::from(usage.input));
+                self.saved[1].increment(u64::from(usage.output));
+            } else {
+                self.tokens(story);
+            }
+        }
+    }
+
+    fn cache(&self, cached: Cached) {
+        let counter = match cached {
+            Cached::Bypass(detail) => {
+                DETAILS.iter().position(|known| *known == detail).and_then(|index| self.bypassed.get(index))
+            }
+            other => other.outcome().and_then(|index| self.cached.get(index)),
+        };
+        if let Some(counter) = counter {
+            counter.increment(1);
         }
     }
 

@@ -205,6 +205,10 @@ impl Story {
         let record = &self.record;
         let headers = response.headers_mut();
         headers.insert(X_REQUEST_ID, record.id.clone());
+        if let Some(status) = record.cached.get().status() {
+            // Ours is the last member.
+            headers.append(header::CACHE_STATUS, status);
+        }
         if let Some(timing) = self.server_timing() {
             headers.append(SERVER_TIMING, timing);
         }
@@ -219,7 +223,7 @@ impl Story {
         }
     }
 
-    /// `gw;dur=0.021, queue;dur=3.0, ttfb;dur=184.2`, in milliseconds.
+    /// `gw;dur=0.021, queue;dur=3.0, cache;dur=0.005, ttfb;dur=184.2`, in milliseconds.
     fn server_timing(&self) -> Option<HeaderValue> {
         let text = &mut *self.stage.scratch.borrow_mut();
         text.clear();
@@ -228,6 +232,10 @@ impl Story {
         if !self.record.queued.get().is_zero() {
             text.extend_from_slice(b", queue;dur=");
             digits::millis(text, self.record.queued.get());
+        }
+        if let Some(took) = self.record.looked_up.get() {
+            text.extend_from_slice(b", cache;dur=");
+            digits::millis(text, took);
         }
         if let Some(head) = self.record.head.get() {
             text.extend_from_slice(b", ttfb;dur=");

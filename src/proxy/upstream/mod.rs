@@ -31,10 +31,12 @@ use tower::{Service, service_fn};
 use self::timeout::{Over, Silence};
 use super::{Response, attempt::Attempt, call::Call, headers::strip_response};
 use crate::{
+    body::Body,
     client::{Client, Failure, Head, Stage, Target, Upgraded},
     config::{self, BackendUrl, ClientTls, Timeouts},
     error::{Error, Kind, Origin, Retry},
     fleet::{Backend, Outcome, response_ids::ResponseIds},
+    protocol::usage::ask,
     runtime::{
         io::Duplex,
         ticker::{Deadline, Ticker},
@@ -71,6 +73,7 @@ impl Upstream {
     async fn send(self: Rc<Self>, attempt: Attempt) -> Result<Response, Error> {
         let Attempt { call, backend, permit, body, .. } = attempt;
         let target = self.target(&backend).map_err(|error| at(error, &backend))?;
+        let body = asking_for_usage(&call, &backend, body);
         let started = Instant::now();
         let own = own_credentials(&call, &backend);
         let head = Head {
@@ -281,6 +284,16 @@ fn of_head(response: &Response) -> Option<Outcome<'static>> {
 
 fn retry_after(response: &Response) -> Option<Duration> {
     response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
+/// A shared stream tells its usage, so that it serves those who want it too: the same body, asking for it, where the
+/// engine takes that and the stream can be changed back.
+fn asking_for_usage(call: &Call, backend: &Backend, body: Body) -> Body {
+    let edited = (call.ask_usage && ask::takes(backend.engine(), call.endpoint))
+        .then(|| ask::with_usage(call.payload.bytes()?))
+        .flatten();
+    call.record.usage_asked.set(call.asked.usage || edited.is_some());
+    edited.map_or(body, Body::whole)
 }
 
 /// The head with the backend's own key in place of the client's credentials, where it has one.

@@ -132,7 +132,9 @@ impl Chunks {
                     out += &self.chunk(choice, &delta, None, "", 0);
                     out += &self.chunk(choice, &arguments("{\"text\": \""), None, "", 0);
                 }
-                (None, Engine::LlamaCpp) => {}
+                (None, Engine::LlamaCpp) => {
+                    out += &self.chunk(choice, r#"{"role":"assistant","content":null}"#, None, "", 0);
+                }
                 (None, _) => out += &self.chunk(choice, r#"{"role":"assistant","content":""}"#, None, "", 0),
             }
         }
@@ -163,15 +165,28 @@ impl Chunks {
             if self.shape.tool.is_some() {
                 out += &self.chunk(choice, &arguments("\"}"), None, "", self.job.tokens);
             }
-            if !said {
+            if self.shape.engine == Engine::LlamaCpp {
+                out += &self.llamacpp_end(choice, finish);
+            } else if !said {
                 let delta = if self.shape.engine == Engine::Vllm { r#"{"content":""}"# } else { "{}" };
                 out += &self.chunk(choice, delta, Some(finish), "", self.job.tokens);
             }
         }
-        if self.shape.usage {
+        if self.shape.usage && self.shape.engine != Engine::LlamaCpp {
             out += &self.event("[]", &format!(",\"usage\":{}", usage(&self.job, self.shape.engine, self.job.tokens)));
         }
         out + "data: [DONE]\n\n"
+    }
+
+    /// The finish, and after it the choice's own usage; `timings` are in the last of them.
+    fn llamacpp_end(&self, choice: u64, finish: &str) -> String {
+        let choices = format!("[{{\"finish_reason\":{},\"index\":{choice},\"delta\":{{}}}}]", quoted(finish));
+        let timings = timings(&self.job, self.job.tokens);
+        if !self.shape.usage {
+            return self.event(&choices, &timings);
+        }
+        let usage = usage(&self.job, Engine::LlamaCpp, self.job.tokens);
+        self.event(&choices, "") + &self.event("[]", &format!(",\"usage\":{usage}{timings}"))
     }
 
     fn chunk(&self, choice: u64, delta: &str, finish: Option<&str>, extra: &str, said: u64) -> String {
@@ -216,12 +231,17 @@ impl Chunks {
             .map(|i| {
                 let token = self.job.token(choice, i);
                 let bytes: Vec<_> = token.bytes().map(|byte| byte.to_string()).collect();
-                format!(
-                    "{{\"token\":{},\"logprob\":-0.{:02},\"bytes\":[{}],\"top_logprobs\":[]}}",
-                    quoted(token),
-                    self.job.token_id(choice, i) + 1,
-                    bytes.join(",")
-                )
+                let (id, token, bytes) = (self.job.token_id(choice, i), quoted(token), bytes.join(","));
+                match self.shape.engine {
+                    Engine::LlamaCpp => format!(
+                        "{{\"id\":{id},\"token\":{token},\"bytes\":[{bytes}],\"logprob\":-0.{:02},\"top_logprobs\":[]}}",
+                        id + 1
+                    ),
+                    _ => format!(
+                        "{{\"token\":{token},\"logprob\":-0.{:02},\"bytes\":[{bytes}],\"top_logprobs\":[]}}",
+                        id + 1
+                    ),
+                }
             })
             .collect();
         format!("{{\"content\":[{}]}}", each.join(","))
@@ -236,7 +256,8 @@ impl Chunks {
         match self.shape.engine {
             Engine::LlamaCpp => format!(
                 "{{\"choices\":[{choices}],\"created\":{STARTED},\"model\":{model},\"system_fingerprint\":\"b1-sim\",\
-                 \"object\":\"chat.completion\",\"usage\":{usage},\"id\":\"{id}\"}}"
+                 \"object\":\"chat.completion\",\"usage\":{usage},\"id\":\"{id}\"{}}}",
+                timings(&self.job, said)
             ),
             _ => format!(
                 "{{\"id\":\"{id}\",\"object\":\"chat.completion\",\"created\":{STARTED},\"model\":{model},\
@@ -257,6 +278,12 @@ impl Chunks {
             ),
             None => format!("{{\"role\":\"assistant\",\"content\":{}}}", quoted(&text)),
         };
+        if self.shape.engine == Engine::LlamaCpp {
+            let logprobs = if self.shape.logprobs { self.logprobs(choice, 0..said) } else { String::new() };
+            let logprobs = Extra::Logprobs(logprobs).written();
+            let finish = quoted(finish);
+            return format!("{{\"finish_reason\":{finish},\"index\":{choice},\"message\":{message}{logprobs}}}");
+        }
         let logprobs = if self.shape.logprobs { self.logprobs(choice, 0..said) } else { "null".to_owned() };
         format!(
             "{{\"index\":{choice},\"message\":{message},\"logprobs\":{logprobs},\"finish_reason\":{}}}",
@@ -291,9 +318,21 @@ fn inside(text: &str) -> String {
     quoted[1..quoted.len() - 1].to_owned()
 }
 
-/// The usage of a job of which each choice has said `n` tokens.
+/// llama.cpp's `timings`, as a further member.
+pub(super) fn timings(job: &Job, n: u64) -> String {
+    let read = job.prompt_tokens - job.cached_tokens;
+    let cached = job.cached_tokens;
+    format!(
+        ",\"timings\":{{\"cache_n\":{cached},\"prompt_n\":{read},\"prompt_ms\":1.0,\"prompt_per_token_ms\":1.0,\
+         \"prompt_per_second\":1000.0,\"predicted_n\":{n},\"predicted_ms\":1.0,\"predicted_per_token_ms\":1.0,\
+         \"predicted_per_second\":1000.0}}"
+    )
+}
+
+/// The usage of a job of which each choice has said `n` tokens. llama.cpp tells that of one choice.
 pub(super) fn usage(job: &Job, engine: Engine, n: u64) -> String {
-    let (input, output, cached) = (job.prompt_tokens, job.said(n), job.cached_tokens);
+    let output = if engine == Engine::LlamaCpp { n } else { job.said(n) };
+    let (input, cached) = (job.prompt_tokens, job.cached_tokens);
     let total = input + output;
     match engine {
         Engine::LlamaCpp => format!(

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     Engine, Refusal, Shared, Work,
-    chat::{failed, usage},
+    chat::{failed, timings, usage},
     job::{Job, STARTED, Wanted, quoted},
 };
 
@@ -21,8 +21,13 @@ pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
     let include_usage = body["stream_options"]["include_usage"].as_bool().unwrap_or(false);
     let (frames, whole) = (job.clone(), job.clone());
     let closing = move |job: &Job, finish: &str| {
-        let mut out: String = (0..job.choices).map(|choice| event(job, choice, "", Some(finish), "null")).collect();
-        if include_usage {
+        let last = |choice| {
+            let llamacpp = || format!("{}{}", ending(job, job.tokens), timings(job, job.tokens));
+            let more = if engine == Engine::LlamaCpp { llamacpp() } else { String::new() };
+            event(job, engine, choice, "", Some(finish), "null", &more)
+        };
+        let mut out: String = (0..job.choices).map(last).collect();
+        if include_usage && engine != Engine::LlamaCpp {
             out += &head(job, "[]", &format!(",\"usage\":{}", usage(job, engine, job.tokens)));
         }
         out + "data: [DONE]\n\n"
@@ -39,7 +44,7 @@ pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
         frame: Box::new(move |i| {
             let each = |choice| {
                 let logprobs = if logprobs { log(&frames, choice, i..i + 1) } else { "null".to_owned() };
-                event(&frames, choice, frames.token(choice, i), None, &logprobs)
+                event(&frames, engine, choice, frames.token(choice, i), None, &logprobs, "")
             };
             (0..frames.choices).map(each).collect()
         }),
@@ -49,9 +54,16 @@ pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
             let each = |choice| {
                 let logprobs = if logprobs { log(&whole, choice, 0..said) } else { "null".to_owned() };
                 let text = quoted(&whole.text(choice, said));
+                if engine == Engine::LlamaCpp {
+                    return llamacpp_choice(choice, &text, &logprobs, &finish);
+                }
                 format!("{{\"index\":{choice},\"text\":{text},\"logprobs\":{logprobs},\"finish_reason\":{finish}}}")
             };
             let choices: Vec<_> = (0..whole.choices).map(each).collect();
+            if engine == Engine::LlamaCpp {
+                let more = format!("{}{}", ending(&whole, said), timings(&whole, said));
+                return llamacpp(&whole, &choices.join(","), &more);
+            }
             format!(
                 "{{\"id\":\"{}\",\"object\":\"text_completion\",\"created\":{STARTED},\"model\":{},\"choices\":[{}],\
                  \"usage\":{}}}",
@@ -78,14 +90,46 @@ fn prompt(body: &Value) -> Result<Wanted, Refusal> {
     Ok(Wanted { prompt: text, seed: body["seed"].as_u64(), ..Wanted::default() })
 }
 
-fn event(job: &Job, choice: u64, text: &str, finish: Option<&str>, logprobs: &str) -> String {
+/// `more` are members behind the others; llama.cpp's go around its id.
+fn event(
+    job: &Job,
+    engine: Engine,
+    choice: u64,
+    text: &str,
+    finish: Option<&str>,
+    logprobs: &str,
+    more: &str,
+) -> String {
     let finish = finish.map_or_else(|| "null".to_owned(), quoted);
     let text = quoted(text);
+    if engine == Engine::LlamaCpp {
+        let choice = llamacpp_choice(choice, &text, logprobs, &finish);
+        let more = if more.is_empty() { format!(",\"id\":\"{}\"", job.id) } else { more.to_owned() };
+        return format!("data: {}\n\n", llamacpp(job, &choice, &more));
+    }
     head(
         job,
         &format!("[{{\"index\":{choice},\"text\":{text},\"logprobs\":{logprobs},\"finish_reason\":{finish}}}]"),
-        "",
+        more,
     )
+}
+
+fn llamacpp_choice(choice: u64, text: &str, logprobs: &str, finish: &str) -> String {
+    format!("{{\"text\":{text},\"index\":{choice},\"logprobs\":{logprobs},\"finish_reason\":{finish}}}")
+}
+
+/// llama.cpp's form of an event and of a plain answer.
+fn llamacpp(job: &Job, choices: &str, more: &str) -> String {
+    let model = quoted(&job.model);
+    format!(
+        "{{\"choices\":[{choices}],\"created\":{STARTED},\"model\":{model},\"system_fingerprint\":\"b1-sim\",\
+         \"object\":\"text_completion\"{more}}}"
+    )
+}
+
+/// What llama.cpp's last event and its plain answer have before `timings`.
+fn ending(job: &Job, said: u64) -> String {
+    format!(",\"usage\":{},\"id\":\"{}\"", usage(job, Engine::LlamaCpp, said), job.id)
 }
 
 fn head(job: &Job, choices: &str, tail: &str) -> String {

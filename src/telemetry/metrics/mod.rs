@@ -48,7 +48,7 @@ struct Shared {
 
 type Collector = Arc<dyn Fn(&mut Sink) + Send + Sync>;
 /// Label values in the order of [`Spec::labels`].
-type Values = Box<[Box<str>]>;
+pub type Values = Box<[Box<str>]>;
 
 struct Cells {
     writers: Writers,
@@ -117,6 +117,19 @@ impl Registry {
             totals.add(name, &values, cell::Reading::Value(value));
         }
         totals.render()
+    }
+
+    /// How often `name` was counted, over all tables, by its label values in the order of [`Spec::labels`].
+    pub fn counts(&self, name: Name) -> BTreeMap<Values, u64> {
+        let mut sums = BTreeMap::new();
+        for table in lock(&self.0.tables).iter() {
+            for ((_, values), cell) in lock(&table.cells).iter().filter(|((of, _), _)| *of == name) {
+                if let cell::Reading::Count(count) = cell.read() {
+                    *sums.entry(values.clone()).or_default() += count;
+                }
+            }
+        }
+        sums
     }
 
     /// The label values themselves while `name` has room, else all [`OTHER`].

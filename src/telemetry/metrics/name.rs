@@ -90,6 +90,20 @@ names! {
         "Generated tokens, as the backends report them.";
     CachedTokens = Kind::Counter, Count, "cached_tokens_total" ["model"]
         "Prompt tokens that a backend took from its prefix cache.";
+    CacheRequests = Kind::Counter, Count, "cache_requests_total" ["outcome", "reason"]
+        "Requests of known endpoints by what the response cache did for them, a `bypass` also by its reason.";
+    CacheStored = Kind::Counter, Count, "cache_stored_total" []
+        "Answers that were computed and kept.";
+    CacheNotStored = Kind::Counter, Count, "cache_not_stored_total" ["reason"]
+        "Answers that were computed for the cache and not kept, by reason.";
+    CacheTokensSaved = Kind::Counter, Count, "cache_tokens_saved_total" ["kind"]
+        "Tokens of answers that were kept or shared: no backend computed them again.";
+    CacheSecondsSaved = Kind::Counter, Seconds, "cache_saved_seconds_total" []
+        "Backend time of answers that were kept or shared: for each, what it took when it was computed.";
+    CacheUnderWay = Kind::Gauge, Count, "cache_answers_under_way" []
+        "Answers under way that others may join.";
+    CacheLive = Kind::Gauge, Bytes, "cache_live_bytes" []
+        "Memory of the answers under way; bounded by resume.memory.";
     StreamsCut = Kind::Counter, Count, "streams_cut_total" ["reason"]
         "Answers that ended early after their first byte, by what cut them.";
     ClientsGone = Kind::Counter, Count, "clients_gone_total" []
@@ -102,6 +116,20 @@ names! {
         "Tries after the first, by what failed before.";
     BodyMemory = Kind::Gauge, Bytes, "body_memory_bytes" []
         "Request bodies held in memory so that they can be sent again; bounded by limits.body_memory.";
+    CacheEntries = Kind::Gauge, Count, "cache_entries" []
+        "Answers kept in memory.";
+    CacheBytes = Kind::Gauge, Bytes, "cache_bytes" []
+        "Memory of kept answers, keys and order included; bounded by cache.capacity.";
+    CacheRemoved = Kind::Counter, Count, "cache_removed_total" ["reason"]
+        "Kept answers that went: `evicted` for want of room, `replaced` by a newer one, `expired`, `purged`.";
+    CacheRemoteConnected = Kind::Gauge, Count, "cache_remote_connected" []
+        "1 while the second tier of the cache is asked; 0 while it is away, or if there is none.";
+    CacheRemoteReads = Kind::Counter, Count, "cache_remote_reads_total" ["outcome"]
+        "Look-ups in the second tier: `hit`, `miss`, `away` when it was not asked, `late`, `failed`, `refused` for entries whose seal or time was wrong.";
+    CacheRemoteWrites = Kind::Counter, Count, "cache_remote_writes_total" ["outcome"]
+        "Answers for the second tier: `written`, `dropped` when it was away or too many waited, `failed`.";
+    CacheRemoteLost = Kind::Counter, Count, "cache_remote_lost_total" []
+        "Times that the second tier went away.";
     BackendRequests = Kind::Counter, Count, "backend_requests_total" ["backend", "outcome"]
         "Tries at a backend, by how they ended.";
     BackendState = Kind::Gauge, Count, "backend_state" ["backend", "state"]

@@ -22,7 +22,11 @@ use crate::{
         testing::{backend, config, limited},
     },
     listener::Peer,
-    proxy::{call::Payload, memory::Memory, record::Record},
+    proxy::{
+        call::{Asked, Payload},
+        memory::Memory,
+        record::Record,
+    },
 };
 
 mod choice;
@@ -195,6 +199,8 @@ fn call() -> Call {
         model: None,
         alias: None,
         stream: false,
+        asked: Asked::default(),
+        ask_usage: false,
         pinned: None,
         deadline: now + Duration::from_secs(1800),
         wait_until: None,

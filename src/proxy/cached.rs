@@ -1,0 +1,120 @@
+//! What the cache did for a request, as it is told: in `Cache-Status` (RFC 9211), the access log and the metrics.
+
+use std::fmt::Write as _;
+
+use http::HeaderValue;
+
+/// One request's fate at the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cached {
+    /// It never came there, or is of no known endpoint.
+    #[default]
+    Untold,
+    /// It takes no part, for this reason.
+    Bypass(&'static str),
+    /// Its `Cache-Control` said `no-store`.
+    Request,
+    /// Kept, and fresh for so many seconds.
+    Hit(u64),
+    /// Shared with one that was under way.
+    Collapsed,
+    /// Computed, and not to be kept.
+    Miss,
+    /// Computed, and to be kept if it ends well.
+    Stored,
+    /// Kept, and not fresh: it stood in for an error.
+    Stale,
+    /// Its `Cache-Control` said `only-if-cached`, and it was not.
+    Absent,
+}
+
+/// How often each happened is counted under these names.
+pub const OUTCOMES: [&str; 6] = ["hit", "collapsed", "miss", "request", "stale", "absent"];
+
+macro_rules! details {
+    ($($detail:literal)*) => {
+        /// The reasons of a bypass.
+        pub const DETAILS: &[&str] = &[$($detail),*];
+
+        /// `Cache-Status` and the word in the log.
+        fn bypass(detail: &str) -> (&'static str, &'static str) {
+            match detail {
+                $($detail => (concat!("sluicegate;fwd=bypass;detail=", $detail), concat!("bypass:", $detail)),)*
+                _ => ("sluicegate;fwd=bypass", "bypass"),
+            }
+        }
+    };
+}
+
+details! {
+    "sampled" "off" "kind" "stateful" "stored" "tools" "remote-content" "not-json" "duplicate-keys" "too-complex"
+}
+
+impl Cached {
+    /// `Cache-Status`, our member.
+    pub fn status(self) -> Option<HeaderValue> {
+        Some(HeaderValue::from_static(match self {
+            Self::Untold => return None,
+            Self::Hit(ttl) => {
+                let mut text = String::with_capacity(32);
+                // Writing to a String never fails.
+                let _ = write!(text, "sluicegate;hit;ttl={ttl}");
+                return HeaderValue::try_from(text).ok();
+            }
+            Self::Bypass(detail) => bypass(detail).0,
+            Self::Request => "sluicegate;fwd=request",
+            Self::Collapsed => "sluicegate;fwd=miss;collapsed",
+            Self::Miss => "sluicegate;fwd=miss",
+            Self::Stored => "sluicegate;fwd=miss;stored",
+            Self::Stale => "sluicegate;fwd=stale;detail=stale-if-error",
+            Self::Absent => "sluicegate;detail=only-if-cached",
+        }))
+    }
+
+    /// In one word, for the log.
+    pub fn word(self) -> Option<&'static str> {
+        match self {
+            Self::Untold => None,
+            Self::Bypass(detail) => Some(bypass(detail).1),
+            _ => OUTCOMES.get(self.outcome()?).copied(),
+        }
+    }
+
+    /// Which of [`OUTCOMES`] it is; a bypass is counted by its reason.
+    pub fn outcome(self) -> Option<usize> {
+        match self {
+            Self::Untold | Self::Bypass(_) => None,
+            Self::Hit(_) => Some(0),
+            Self::Collapsed => Some(1),
+            Self::Miss | Self::Stored => Some(2),
+            Self::Request => Some(3),
+            Self::Stale => Some(4),
+            Self::Absent => Some(5),
+        }
+    }
+
+    /// Whether no backend worked for it.
+    pub fn is_saved(self) -> bool {
+        matches!(self, Self::Hit(_) | Self::Collapsed | Self::Stale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::cache::Bypass;
+
+    #[test]
+    fn every_bypass_is_told() {
+        let details: std::collections::HashSet<_> = Bypass::ALL.iter().map(|bypass| bypass.detail()).collect();
+        assert_eq!(details, DETAILS.iter().copied().collect());
+        for detail in details {
+            let told = Cached::Bypass(detail).status().unwrap();
+            assert_eq!(told, format!("sluicegate;fwd=bypass;detail={detail}"));
+            assert_eq!(Cached::Bypass(detail).word().unwrap(), format!("bypass:{detail}"));
+        }
+        assert_eq!(Cached::Hit(3599).status().unwrap(), "sluicegate;hit;ttl=3599");
+        assert_eq!((Cached::Hit(1).word(), Cached::Stored.word()), (Some("hit"), Some("miss")));
+        assert_eq!(Cached::Untold.status(), None);
+    }
+}
