@@ -137,9 +137,14 @@ fn play<E: std::fmt::Display>(
         .enable_all()
         .build()
         .map_err(|error| format!("no runtime for the clients: {error}"))?;
+    // Heard from the first line on: who reads it may stop the demo at once.
+    let stop = {
+        let _within = runtime.enter();
+        interrupted()
+    };
     story.welcome(gateway.addr, gateway.admin_addr, args.interval);
     let stage = Rc::new(Stage { gateway: gateway.addr, tally: RefCell::default(), story: story.clone() });
-    LocalSet::new().block_on(&runtime, show(args, &cast, &stage));
+    LocalSet::new().block_on(&runtime, show(args, &cast, &stage, stop));
     (gateway.stop)();
     story.farewell(&stage.tally.borrow());
     let tally = stage.tally.borrow();
@@ -214,7 +219,7 @@ struct Stage {
 }
 
 /// Clients on one side, interruptions on the other, until the cycles are over or Ctrl-C.
-async fn show(args: &Args, cast: &Cast, stage: &Rc<Stage>) {
+async fn show(args: &Args, cast: &Cast, stage: &Rc<Stage>, stop: impl Future<Output = ()>) {
     let (curtain, _) = watch::channel(false);
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS.0 + CLIENTS.1 {
@@ -222,7 +227,7 @@ async fn show(args: &Args, cast: &Cast, stage: &Rc<Stage>) {
     }
     let ended = tokio::select! {
         () = interruptions(args, cast, stage) => true,
-        () = interrupted() => false,
+        () = stop => false,
     };
     curtain.send_replace(true);
     if ended {
@@ -265,14 +270,17 @@ async fn interruptions(args: &Args, cast: &Cast, stage: &Stage) {
     }
 }
 
-/// Returns at Ctrl-C or SIGTERM.
-pub(super) async fn interrupted() {
+/// Ends at Ctrl-C or SIGTERM, both of which are heard from this call on; it must be made within a runtime.
+pub(super) fn interrupted() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
-    tokio::select! {
-        // Without a handler there is nothing to wait for.
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
+    let signals = signal(SignalKind::interrupt()).and_then(|int| Ok((int, signal(SignalKind::terminate())?)));
+    async move {
+        // Without handlers there is nothing to wait for.
+        let Ok((mut interrupt, mut terminate)) = signals else { return };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
     }
 }
 
