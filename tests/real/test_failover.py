@@ -11,8 +11,10 @@ import pytest
 from load import Load
 from rig import Engine, Gateway, wait_for
 
-# The shipped defaults, but quicker to suspect: the tests wait for what these durations cause.
+# The shipped defaults, but quicker to suspect: the tests wait for what these durations cause. Nothing is kept, so that
+# every request needs a replica.
 QUICK = """
+cache: {mode: off}
 timeouts: {suspect: 1s}
 health: {interval: 250ms, timeout: 3s}
 """
