@@ -1,11 +1,12 @@
 //! Many connections, slow readers and large bodies: memory stays bounded, everything is counted, and both come back.
 //!
-//! In the ordinary suite most slow readers leave before the end; with `SLUICEGATE_SIEGE=full` (`make siege`) all of them
-//! read on: 3 GiB.
+//! In the ordinary suite most slow readers leave before the end, and the cache is filled little more than once; with
+//! `SLUICEGATE_SIEGE=full` (`make siege`) all of them read on: 3 GiB, and 100,000 answers go through the cache.
 
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     thread,
     time::Duration,
 };
@@ -33,11 +34,30 @@ const UPLOADS: usize = 20;
 const UPLOAD: usize = 30 * MIB;
 /// Bodies that may be held at the same time.
 const HELD: usize = 3;
+/// Of the response cache.
+const CAPACITY: usize = 64 * MIB;
+/// What the whole gateway may have beside its kept answers, MiB.
+const BESIDE: f64 = 40.0;
+/// Clients that each have one answer computed after the other.
+const ASKERS: usize = 8;
+/// Followers of one live stream that never read.
+const DEAF: usize = 50;
+/// Events of that stream, 240 bytes each: more than a transcript holds by default.
+const EVENTS: usize = 80_000;
+
+/// The long form.
+fn full() -> bool {
+    std::env::var_os("SLUICEGATE_SIEGE").is_some_and(|size| size == "full")
+}
 
 /// Slow readers that read to the end.
 fn patient() -> usize {
-    let full = std::env::var_os("SLUICEGATE_SIEGE").is_some_and(|size| size == "full");
-    if full { SLOW_READERS } else { 2 }
+    if full() { SLOW_READERS } else { 2 }
+}
+
+/// Distinct answers that are kept one after the other: 18 KiB each in the mean.
+fn distinct() -> usize {
+    if full() { 100_000 } else { 5_000 }
 }
 
 /// A gateway in front of one backend, and its memory after its first requests.
@@ -242,6 +262,82 @@ fn bodies_that_are_held_are_bounded_and_the_rest_is_told_to_wait() {
         UPLOAD / MIB
     );
     let bound = (limit / MIB) as f64 * 1.1 + PER_STREAM * UPLOADS as f64;
+    assert!(peak - before <= bound, "peak: {peak} MiB, {before} before, {bound} allowed");
+}
+
+#[test]
+fn a_full_cache_stays_within_its_capacity() {
+    let _turn = alone();
+    let (gate, _sim, before) = besieged(&format!("cache: {{mode: all, capacity: {CAPACITY}}}\n"));
+    let asked = distinct();
+    let watched = Peak::of(&gate);
+    let (addr, next) = (gate.addr, AtomicUsize::new(0));
+    at_once(ASKERS, move |_| {
+        let mut client = Kept::to(addr);
+        loop {
+            let n = next.fetch_add(1, Relaxed);
+            if n >= asked {
+                return;
+            }
+            let (status, body) = client.ask("POST", "/v1/chat/completions", &question(n)).unwrap();
+            assert_eq!(status, 200, "{body}");
+        }
+    });
+    let peak = watched.peak();
+    let now = gate.process.resident();
+    // Every one of them was kept, and the newest are there.
+    assert_eq!(gate.metric("sluicegate_cache_stored_total"), asked as f64);
+    assert!(gate.metric(r#"sluicegate_cache_removed_total{reason="evicted"}"#) > 0.0);
+    let mut client = Kept::to(addr);
+    for n in asked - ASKERS..asked {
+        assert_eq!(client.ask("POST", "/v1/chat/completions", &question(n)).unwrap().0, 200);
+    }
+    assert_eq!(gate.metric(r#"sluicegate_cache_requests_total{outcome="hit",reason=""}"#), ASKERS as f64);
+    let kept = gate.metric("sluicegate_cache_bytes");
+    println!(
+        "{asked} distinct answers, {} MiB of them kept: RSS before {before:.1}, peak {peak:.1}, after {now:.1} MiB",
+        kept as usize / MIB
+    );
+    // Full but for about one answer, and never more.
+    assert!(kept <= CAPACITY as f64 && kept >= 0.95 * CAPACITY as f64, "{kept} bytes kept");
+    assert!(peak <= (CAPACITY / MIB) as f64 + BESIDE, "peak: {peak} MiB, {before} before");
+}
+
+/// Number `n`, whose answer is its own; 32 to 16,384 tokens of 5.5 bytes.
+fn question(n: usize) -> String {
+    let tokens = 32 << (n % 10);
+    format!(
+        r#"{{"model":"sim","messages":[{{"role":"user","content":"number {n}"}}],"max_tokens":{tokens},"ignore_eos":true,"temperature":0}}"#
+    )
+}
+
+#[test]
+fn followers_that_never_read_are_bounded_and_hold_nobody_back() {
+    let _turn = alone();
+    let (gate, sim, before) = besieged("cache: {mode: all}\n");
+    let body = format!(
+        r#"{{"model":"sim","messages":[{{"role":"user","content":"go on"}}],"max_tokens":{EVENTS},"ignore_eos":true,"temperature":0,"stream":true}}"#
+    );
+    let watched = Peak::of(&gate);
+    // The first of them leads.
+    let deaf: Vec<_> = (0..DEAF).map(|_| gate.start_post("/v1/chat/completions", &body)).collect();
+    gate.until_metric("sluicegate_requests_in_flight", |n| n == DEAF as f64);
+    let answer = gate.post("/v1/chat/completions", &body);
+    let peak = watched.peak();
+    assert_eq!((answer.status, answer.whole), (200, true));
+    let text = answer.text();
+    assert!(text.ends_with("data: [DONE]\n\n"), "its end came");
+    assert!(text.matches("\"content\"").count() >= EVENTS, "every event came");
+    until("it is served", || (sim.state()["running"] == 0).then_some(()));
+    assert_eq!(sim.state()["served"], 1, "one answer for all of them");
+    drop(deaf);
+    let after = back(&gate, before);
+    println!(
+        "{DEAF} followers that never read beside one of {} MiB: RSS before {before:.1}, peak {peak:.1}, after {after:.1} MiB",
+        text.len() / MIB
+    );
+    // `cache.max_entry` and the window once, what a connection may have under way each.
+    let bound = 8.0 + 1.0 + PER_STREAM * (DEAF + 1) as f64;
     assert!(peak - before <= bound, "peak: {peak} MiB, {before} before, {bound} allowed");
 }
 
