@@ -152,7 +152,7 @@ impl Cache {
         self.desk.register(pump.transcript.id(), Rc::clone(&pump) as Rc<dyn transcript::Pump>);
         match Seat::leader(&self, reader, asker, pump).answer(&question).await {
             Followed::Answer(answer) => answer,
-            Followed::Again | Followed::Unfit => {
+            Followed::Again | Followed::Unfit | Followed::Alone => {
                 Err(Error::new(Kind::Internal, "the leader of an answer was told to ask again"))
             }
         }

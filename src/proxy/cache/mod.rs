@@ -342,7 +342,10 @@ impl Cache {
             return None;
         }
         let now = Instant::now();
-        let get = |key: &Key| self.shared.store.get(key, now, self.config.stale_if_error);
+        let get = |key: &Key| {
+            let entry = self.shared.store.get(key, now, self.config.stale_if_error)?;
+            question.wants.takes(entry.age(now)).then_some(entry)
+        };
         let (entry, body) = match get(&question.asks.key) {
             Some(entry) if entry.facts.told || !question.usage => (Arc::clone(&entry), entry.body.clone()),
             _ => {
@@ -378,7 +381,7 @@ impl Cache {
     }
 
     /// Joins, finds or leads, until there is an answer.
-    async fn look<S>(self: Rc<Self>, call: Call, mut question: Question, inner: S) -> Result<Response, Error>
+    async fn look<S>(self: Rc<Self>, call: Call, mut question: Question, mut inner: S) -> Result<Response, Error>
     where
         S: Service<Call, Response = Response, Error = Error> + 'static,
         S::Future: 'static,
@@ -395,13 +398,17 @@ impl Cache {
                     Followed::Answer(answer) => return answer,
                     Followed::Again => {}
                     Followed::Unfit => question.strict = true,
+                    Followed::Alone => {
+                        call.record.cached.set(Cached::Miss);
+                        return inner.call(call).await;
+                    }
                 },
                 // Each shape for itself from here on.
                 Entered::Joined(..) if !question.is_exchangeable() => question.other = None,
                 Entered::Joined(_, reader) => match Seat::follower(&self, reader, asker).converted(&question).await {
                     Followed::Answer(answer) => return answer,
                     Followed::Again => {}
-                    Followed::Unfit => question.other = None,
+                    Followed::Unfit | Followed::Alone => question.other = None,
                 },
                 Entered::Leads(running) => {
                     let Some((writer, reader)) = begun else {

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     body::Body,
+    config::CacheScope,
     error::{Error, Kind, Origin},
     proxy::{
         Response,
@@ -59,6 +60,8 @@ pub(super) enum Followed {
     Again,
     /// It is not what was asked for.
     Unfit,
+    /// It is for whoever's credentials led it: ask for oneself.
+    Alone,
 }
 
 /// Why there is no head.
@@ -123,6 +126,11 @@ impl Seat {
             && let Some(stale) = self.cache.stale(question, &self.asker)
         {
             return Followed::Answer(Ok(stale));
+        }
+        // Where tenants share, a refusal or a private answer is still the leader's own.
+        if self.pump.is_none() && !head.open && !is_fault(head.status) && self.cache.config.scope == CacheScope::Shared
+        {
+            return Followed::Alone;
         }
         if question.usage && head.open && !head.told && self.pump.is_none() {
             return Followed::Unfit;

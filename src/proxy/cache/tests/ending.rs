@@ -235,6 +235,9 @@ fn a_stale_answer_stands_in_for_an_error() {
         assert_eq!(got.headers[header::AGE], "50");
         world.plays(Play::Whole(503, vec![], String::new()));
         assert_eq!(world.ask(call("a", false)).await.cached(), Cached::Stale);
+        // Nor does one stand in that is older than the client takes.
+        world.plays(Play::Whole(503, vec![], String::new()));
+        assert_eq!(world.ask(says(call("a", false), "max-age=20")).await.status, 503);
         // The request's own fault is told.
         world.plays(Play::Whole(400, vec![], "{}".to_owned()));
         assert_eq!(world.ask(call("a", false)).await.status, 400);
@@ -242,4 +245,27 @@ fn a_stale_answer_stands_in_for_an_error() {
         world.plays(Play::Fail(Kind::NoHealthyBackend));
         assert_eq!(world.ask(call("a", false)).await.error, Some(Kind::NoHealthyBackend));
     });
+}
+
+#[test]
+fn where_tenants_share_what_may_not_be_kept_is_still_its_leaders() {
+    run(
+        |config| config.scope = config::CacheScope::Shared,
+        async |world| {
+            // Its head says that it may not be kept.
+            let (mut backend, play) = live("text/html");
+            world.plays(play);
+            let clients: Vec<_> = (0..2).map(|_| world.client(call("a", false))).collect();
+            settle().await;
+            backend.head();
+            backend.give("mine");
+            backend.frames = None;
+            let mut bodies = Vec::new();
+            for client in clients {
+                bodies.push(client.await.unwrap().body);
+            }
+            assert_eq!(bodies, ["mine", PLAIN]);
+            assert_eq!(world.asked(), 2);
+        },
+    );
 }
