@@ -42,7 +42,7 @@ const BESIDE: f64 = 40.0;
 const ASKERS: usize = 8;
 /// Followers of one live stream that never read.
 const DEAF: usize = 50;
-/// Events of that stream, 240 bytes each: more than a transcript holds by default.
+/// Events of that stream, some 200 bytes each: more than a transcript holds by default.
 const EVENTS: usize = 80_000;
 
 /// The long form.

@@ -59,7 +59,7 @@ impl Entry {
     /// Bytes it holds in memory, its own fields included.
     pub fn weight(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
-        size_of::<Self>() + headers + self.body.len() + self.model.as_ref().map_or(0, |model| model.len())
+        size_of::<Self>() + headers + held(self.body.len()) + self.model.as_ref().map_or(0, |model| model.len())
     }
 
     /// How long ago it was whole.
@@ -70,5 +70,31 @@ impl Entry {
     /// How long it is still fresh; `None` once it is not.
     pub fn fresh_for(&self, now: Instant) -> Option<Duration> {
         self.expires.checked_duration_since(now).filter(|left| !left.is_zero())
+    }
+}
+
+/// What the allocator takes for `len` bytes (jemalloc 5, from its source): size classes lie a quarter of a power of two
+/// apart, and from 16 KiB on each allocation has a page more, against cache conflicts.
+fn held(len: usize) -> usize {
+    const LARGE: usize = 16 * 1024;
+    const PAGE: usize = 4 * 1024;
+    let step = if len > 128 { 1 << ((len - 1).ilog2() - 2) } else { 16 };
+    let class = len.next_multiple_of(step);
+    if class < LARGE { class } else { class + PAGE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::held;
+
+    #[test]
+    fn memory_is_counted_as_it_is_taken() {
+        let classes = [(0, 0), (1, 16), (128, 128), (129, 160), (160, 160), (161, 192), (1025, 1280), (14_337, 20_480)];
+        for (len, taken) in classes {
+            assert_eq!(held(len), taken, "{len}");
+        }
+        assert_eq!(held(16 * 1024), 20 * 1024);
+        assert_eq!(held(8 << 20), (8 << 20) + 4096);
+        assert_eq!(held((8 << 20) + 1), (10 << 20) + 4096);
     }
 }
