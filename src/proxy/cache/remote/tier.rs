@@ -125,7 +125,7 @@ impl Remote {
         (Self(Arc::clone(&inner)), Waiting(inner, waiting))
     }
 
-    /// The answer that some gateway stored. `None` after [`READ_WITHIN`] at the latest.
+    /// The answer that some gateway stored. `None` after 50 ms at the latest.
     pub async fn get(&self, wanted: &Wanted<'_>) -> Option<Entry> {
         let inner = &*self.0;
         let Some(connection) = inner.connection.load_full() else {
