@@ -12,7 +12,7 @@ pub enum Cached {
     Untold,
     /// It takes no part, for this reason.
     Bypass(&'static str),
-    /// Its `Cache-Control` said `no-store`.
+    /// Its `Cache-Control` said `no-store`, or `no-cache`: computed, whatever was kept.
     Request,
     /// Kept, and fresh for so many seconds.
     Hit(u64),

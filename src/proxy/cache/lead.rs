@@ -117,7 +117,7 @@ impl Cache {
         S: Service<Call, Response = Response, Error = Error> + 'static,
         S::Future: 'static,
     {
-        call.record.cached.set(Cached::Miss);
+        call.record.cached.set(if question.wants.no_cache { Cached::Request } else { Cached::Miss });
         let asker = Asker::of(&call, &question);
         let lead = Lead {
             cache: Rc::clone(&self),
@@ -367,7 +367,9 @@ impl Work {
         match verdict {
             Ok(headers) => {
                 lead.verdict = Ok(headers);
-                lead.record.cached.set(Cached::Stored);
+                if lead.record.cached.get() == Cached::Miss {
+                    lead.record.cached.set(Cached::Stored);
+                }
             }
             Err(reason) => lead.refuse(reason),
         }

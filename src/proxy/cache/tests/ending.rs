@@ -7,22 +7,15 @@ fn a_backend_that_dies_before_the_head_is_one_error_for_all() {
     run(
         |_| {},
         async |world| {
-            let (backend, play) = stream();
-            let Play::Live(cue) = play else { return };
-            // Its cue makes it fail.
-            let clients: Vec<_> = {
-                world.plays(Play::Live(cue));
-                (0..4).map(|_| world.client(call("a", true))).collect()
-            };
+            let (cue, dies) = oneshot::channel();
+            world.plays(Play::Dies(dies, Kind::UpstreamConnect));
+            let clients: Vec<_> = (0..4).map(|_| world.client(call("a", true))).collect();
             settle().await;
-            drop(backend);
-            clients.iter().for_each(JoinHandle::abort);
-            settle().await;
-            assert_eq!(world.cache.shared.under_way(), 0);
-
-            world.plays(Play::Fail(Kind::UpstreamConnect));
-            let got = world.ask(call("a", true)).await;
-            assert_eq!((got.error, got.cached()), (Some(Kind::UpstreamConnect), Cached::Miss));
+            drop(cue);
+            for client in clients {
+                assert_eq!(client.await.unwrap().error, Some(Kind::UpstreamConnect));
+            }
+            assert_eq!((world.asked(), world.cache.shared.under_way()), (1, 0));
             // Nothing of it stands: the next is computed.
             assert_eq!(world.ask(call("a", false)).await.cached(), Cached::Stored);
         },

@@ -57,7 +57,7 @@ fn a_request_says_what_it_takes() {
             assert_eq!(world.ask(call("a", false)).await.body, PLAIN);
             // Computed anew, and kept instead.
             world.plays(with(&[], &other));
-            assert_eq!(world.ask(says(call("a", false), "no-cache")).await.cached(), Cached::Stored);
+            assert_eq!(world.ask(says(call("a", false), "no-cache")).await.cached(), Cached::Request);
             assert_eq!(world.ask(call("a", false)).await.body, other);
             tokio::time::sleep(Duration::from_secs(10)).await;
             assert!(matches!(world.ask(says(call("a", false), "max-age=10")).await.cached(), Cached::Hit(_)));

@@ -43,6 +43,8 @@ enum Play {
     /// The whole answer, with the head.
     Whole(u16, Vec<(&'static str, &'static str)>, String),
     Fail(Kind),
+    /// The same, when its cue is dropped.
+    Dies(oneshot::Receiver<()>, Kind),
     /// The answer waits for its cue; then the test gives its frames.
     Live(Cue),
     Panic,
@@ -266,6 +268,10 @@ async fn answer(play: Play) -> Result<Response, Error> {
             Ok(response)
         }
         Play::Fail(kind) => Err(Error::new(kind, "no luck")),
+        Play::Dies(cue, kind) => {
+            let _: Result<(), _> = cue.await;
+            Err(Error::new(kind, "it died"))
+        }
         Play::Panic => panic!("a fault of the gateway"),
         Play::Live(Cue { go, kind, frames }) => {
             // A test that gives no cue leaves it waiting.
