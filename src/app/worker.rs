@@ -201,6 +201,13 @@ struct Parts<'a> {
 impl Parts<'_> {
     fn edge(&self, config: &Config, client: &Client) -> EdgeService {
         let shared = self.shared;
+        let cache = Cache::new(
+            Arc::clone(&shared.cache),
+            config.cache.clone(),
+            Rc::clone(self.desk),
+            self.ticker.clone(),
+            Rc::clone(self.cached),
+        );
         stack::edge(Pieces {
             observe: Rc::new(Observe {
                 metrics: Rc::clone(self.metrics),
@@ -217,15 +224,10 @@ impl Parts<'_> {
                 memory: shared.memory.clone(),
                 total: config.timeouts.total,
                 response_ids: shared.response_ids.clone(),
+                seen: Rc::clone(&cache.seen),
             }),
             local: Rc::new(Local { fleet: Arc::clone(&shared.fleet), aliases: config.routing.aliases.clone() }),
-            cache: Cache::new(
-                Arc::clone(&shared.cache),
-                config.cache.clone(),
-                Rc::clone(self.desk),
-                self.ticker.clone(),
-                Rc::clone(self.cached),
-            ),
+            cache,
             route: route::Context::new(
                 Arc::clone(&shared.fleet),
                 Arc::clone(&shared.queue),

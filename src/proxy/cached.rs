@@ -1,8 +1,8 @@
 //! What the cache did for a request, as it is told: in `Cache-Status` (RFC 9211), the access log and the metrics.
 
-use std::fmt::Write as _;
-
 use http::HeaderValue;
+
+use crate::telemetry::digits;
 
 /// One request's fate at the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,15 +51,15 @@ details! {
 }
 
 impl Cached {
-    /// `Cache-Status`, our member.
-    pub fn status(self) -> Option<HeaderValue> {
+    /// `Cache-Status`, our member; `text` is room to write it in.
+    pub fn status(self, text: &mut Vec<u8>) -> Option<HeaderValue> {
         Some(HeaderValue::from_static(match self {
             Self::Untold => return None,
             Self::Hit(ttl) => {
-                let mut text = String::with_capacity(32);
-                // Writing to a String never fails.
-                let _ = write!(text, "sluicegate;hit;ttl={ttl}");
-                return HeaderValue::try_from(text).ok();
+                text.clear();
+                text.extend_from_slice(b"sluicegate;hit;ttl=");
+                digits::decimal(text, ttl);
+                return HeaderValue::from_bytes(text).ok();
             }
             Self::Bypass(detail) => bypass(detail).0,
             Self::Request => "sluicegate;fwd=request",
@@ -109,12 +109,12 @@ mod tests {
         let details: std::collections::HashSet<_> = Bypass::ALL.iter().map(|bypass| bypass.detail()).collect();
         assert_eq!(details, DETAILS.iter().copied().collect());
         for detail in details {
-            let told = Cached::Bypass(detail).status().unwrap();
+            let told = Cached::Bypass(detail).status(&mut Vec::new()).unwrap();
             assert_eq!(told, format!("sluicegate;fwd=bypass;detail={detail}"));
             assert_eq!(Cached::Bypass(detail).word().unwrap(), format!("bypass:{detail}"));
         }
-        assert_eq!(Cached::Hit(3599).status().unwrap(), "sluicegate;hit;ttl=3599");
+        assert_eq!(Cached::Hit(3599).status(&mut Vec::new()).unwrap(), "sluicegate;hit;ttl=3599");
         assert_eq!((Cached::Hit(1).word(), Cached::Stored.word()), (Some("hit"), Some("miss")));
-        assert_eq!(Cached::Untold.status(), None);
+        assert_eq!(Cached::Untold.status(&mut Vec::new()), None);
     }
 }

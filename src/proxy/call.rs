@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, uri::PathAndQuery};
 use http_body::Body as _;
 use tokio::time::Instant;
 
-use super::{headers, memory::Reservation, record::Record};
+use super::{headers, memory::Reservation, record::Record, seen::Said};
 use crate::{body::Body, protocol::endpoint::Endpoint};
 
 /// A normalised request. Made once by `normalize`, shared (not copied) by the attempts that `route` makes of it.
@@ -31,6 +31,8 @@ pub struct Call {
     pub stream: bool,
     /// What else its body says of the answer it wants.
     pub asked: Asked,
+    /// Its body was read before.
+    pub said: Option<Rc<Said>>,
     /// The answer is shared: its stream is to tell its usage where the engine can be asked for it.
     pub ask_usage: bool,
     /// The backend that holds the state this call refers to (a response id).

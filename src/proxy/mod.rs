@@ -22,6 +22,7 @@ pub mod observe;
 pub mod record;
 pub mod respond;
 pub mod route;
+pub mod seen;
 pub mod stack;
 pub mod transcript;
 pub mod upstream;

@@ -188,6 +188,7 @@ mod tests {
             deadline: now,
             wait_until: None,
             tunnel: false,
+            said: None,
             ask_usage: false,
             repeatable: true,
             record: Rc::new(record),

@@ -418,7 +418,7 @@ impl Work {
         let lead = &mut self.lead;
         let now = Instant::now();
         let left = entry.fresh_for(now).unwrap_or_default();
-        let headers = lead.cache.kept_headers(&entry, entry.shape, left, now);
+        let headers = lead.cache.kept_headers(&entry, entry.shape, left, now, HeaderMap::new());
         own.replace(Some(headers.clone()));
         let (record, facts) = (&lead.record, entry.facts);
         record.cached.set(Cached::Hit(left.as_secs()));

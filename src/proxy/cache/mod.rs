@@ -63,6 +63,7 @@ use super::{
     Response,
     cached::Cached,
     call::Call,
+    seen::Seen,
     transcript::{Desk, Live, Reader, Transcript, Writer},
 };
 use crate::{
@@ -84,6 +85,7 @@ pub struct Shared {
     second: Option<Box<dyn SecondTier>>,
     /// Microseconds that backends were spared.
     spared: AtomicU64,
+    purges: AtomicU64,
 }
 
 /// Kept answers outside this process. Slow or gone, it has nothing.
@@ -128,6 +130,8 @@ pub struct Cache {
     pub desk: Rc<Desk>,
     pub ticker: Ticker,
     pub counters: Rc<Counters>,
+    /// Bodies that were answered from here.
+    pub seen: Rc<Seen>,
     scratch: RefCell<Scratch>,
 }
 
@@ -146,6 +150,9 @@ enum First {
     Answer(Result<Response, Error>),
     Look(Question),
 }
+
+/// Fields that a kept answer gets beside its own: `Age`, `Cache-Control`, and those of `observe`.
+const OF_OURS: usize = 6;
 
 /// What is looked for.
 #[derive(Debug)]
@@ -172,10 +179,10 @@ where
     S: Service<Call, Response = Response, Error = Error> + Clone + 'static,
     S::Future: 'static,
 {
-    service_fn(move |call: Call| {
+    service_fn(move |mut call: Call| {
         let (ctx, mut inner) = (Rc::clone(&ctx), inner.clone());
         async move {
-            match ctx.first(&call) {
+            match ctx.first(&mut call) {
                 First::Plain => inner.call(call).await,
                 First::Answer(answer) => answer,
                 // Boxed: a call that takes no part should not carry the room for it.
@@ -197,12 +204,14 @@ impl Shared {
             inflight: Inflight::new(),
             second,
             spared: AtomicU64::new(0),
+            purges: AtomicU64::new(0),
         }
     }
 
     /// Forgets what matches, also what is under way and would be kept. Gives how many were kept here.
     pub fn purge(&self, what: &Purge) -> u64 {
         let out_of_flight = || self.inflight.purge(|running| what.matches(running.model.as_deref(), running.tenant));
+        self.purges.fetch_add(1, Relaxed);
         // What was computed goes nowhere from here on.
         out_of_flight();
         if let Some(second) = &self.second {
@@ -262,14 +271,15 @@ impl Cache {
         ticker: Ticker,
         counters: Rc<Counters>,
     ) -> Rc<Self> {
-        Rc::new(Self { shared, config, desk, ticker, counters, scratch: RefCell::default() })
+        Rc::new(Self { shared, config, desk, ticker, counters, seen: Rc::default(), scratch: RefCell::default() })
     }
 
-    /// What can be done without waiting.
-    fn first(&self, call: &Call) -> First {
+    /// What can be done without waiting. A call that is answered needs its headers no more: their room serves again.
+    fn first(&self, call: &mut Call) -> First {
         if call.endpoint == Endpoint::Passthrough {
             return First::Plain;
         }
+        self.seen.purged(self.shared.purges.load(Relaxed));
         let wants = Wants::of(&call.headers);
         let told = &call.record.cached;
         let asked = judge(call, &self.config).and_then(|()| {
@@ -299,8 +309,14 @@ impl Cache {
             usage: needs_usage(call),
             strict: false,
         };
-        if let Some(hit) = self.kept(&question, &Asker::of(call, &question), Instant::now()) {
-            return First::Answer(Ok(hit));
+        let now = Instant::now();
+        if let Some((entry, body)) = self.find(&question, now) {
+            if call.said.is_none() {
+                self.seen.remember(call, self.scratch.borrow().head(), &question.asks);
+            }
+            let asker = Asker::of(call, &question);
+            let room = std::mem::take(&mut call.headers);
+            return First::Answer(Ok(self.fresh(&entry, &body, &asker, now, room)));
         }
         if wants.only_if_cached && self.shared.second.is_none() {
             return First::Answer(Err(not_cached(call)));
@@ -311,11 +327,15 @@ impl Cache {
     /// A fresh answer that is kept here.
     fn kept(&self, question: &Question, asker: &Asker, begun: Instant) -> Option<Response> {
         let (entry, body) = self.find(question, begun)?;
-        let left = entry.fresh_for(begun)?;
+        Some(self.fresh(&entry, &body, asker, begun, HeaderMap::new()))
+    }
+
+    fn fresh(&self, entry: &Entry, body: &Bytes, asker: &Asker, begun: Instant, room: HeaderMap) -> Response {
+        let left = entry.fresh_for(begun).unwrap_or_default();
         asker.record.cached.set(Cached::Hit(left.as_secs()));
-        let response = self.hit(&entry, &body, left, asker, begun);
+        let response = self.hit(entry, body, left, asker, begun, room);
         asker.record.looked_up.set(Some(begun.elapsed()));
-        Some(response)
+        response
     }
 
     /// The entry, and its body in the shape that is asked for.
@@ -356,11 +376,19 @@ impl Cache {
         };
         asker.record.cached.set(Cached::Stale);
         asker.record.cut.set(None);
-        Some(self.hit(&entry, &body, Duration::ZERO, asker, now))
+        Some(self.hit(&entry, &body, Duration::ZERO, asker, now, HeaderMap::new()))
     }
 
-    /// `body`, in the shape that was asked for, of an answer that is whole.
-    fn hit(&self, entry: &Entry, body: &Bytes, left: Duration, asker: &Asker, now: Instant) -> Response {
+    /// `body`, in the shape that was asked for, of an answer that is whole. Its head is written where `room` was.
+    fn hit(
+        &self,
+        entry: &Entry,
+        body: &Bytes,
+        left: Duration,
+        asker: &Asker,
+        now: Instant,
+        room: HeaderMap,
+    ) -> Response {
         let record = &asker.record;
         record.usage.set(entry.facts.usage);
         record.finish.set(entry.facts.finish);
@@ -368,13 +396,22 @@ impl Cache {
         record.last_byte.set(Some(now));
         self.shared.spare(entry.facts.took);
         let mut response = Response::new(Body::whole(asker.edit.whole(asker.shape, body)));
-        *response.headers_mut() = self.kept_headers(entry, asker.shape, left, now);
+        *response.headers_mut() = self.kept_headers(entry, asker.shape, left, now, room);
         response
     }
 
     /// The head of an answer that is kept.
-    fn kept_headers(&self, entry: &Entry, shape: Shape, left: Duration, now: Instant) -> HeaderMap {
-        let mut headers = form::headers(entry, shape);
+    fn kept_headers(
+        &self,
+        entry: &Entry,
+        shape: Shape,
+        left: Duration,
+        now: Instant,
+        mut headers: HeaderMap,
+    ) -> HeaderMap {
+        headers.clear();
+        headers.reserve(entry.headers.len() + OF_OURS);
+        form::headers(&mut headers, entry, shape);
         headers.insert(header::AGE, HeaderValue::from(entry.age(now).as_secs()));
         control::downstream(&mut headers, self.config.downstream, left);
         headers
@@ -452,7 +489,7 @@ impl Cache {
         let now = Instant::now();
         let left = entry.fresh_for(now).unwrap_or_default();
         call.record.cached.set(Cached::Hit(left.as_secs()));
-        Ok(self.hit(&entry, &entry.body, left, &Asker::of(call, question), now))
+        Ok(self.hit(&entry, &entry.body, left, &Asker::of(call, question), now, HeaderMap::new()))
     }
 
     /// What the second tier has, fresh and as it is asked for.

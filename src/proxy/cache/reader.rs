@@ -162,7 +162,7 @@ impl Seat {
         let Some(body) = question.convert(&entry) else { return Followed::Unfit };
         let now = Instant::now();
         let left = entry.fresh_for(now).unwrap_or_default();
-        let mut response = self.cache.hit(&entry, &body, left, asker, now);
+        let mut response = self.cache.hit(&entry, &body, left, asker, now, HeaderMap::new());
         response.headers_mut().remove(header::AGE);
         Followed::Answer(Ok(response))
     }

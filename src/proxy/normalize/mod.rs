@@ -30,6 +30,7 @@ use super::{
     headers::{self, Via},
     memory::Memory,
     record::Record,
+    seen::{Said, Seen},
 };
 use crate::{
     body::Upload,
@@ -55,6 +56,8 @@ pub struct Settings {
     /// `timeouts.total`
     pub total: Duration,
     pub response_ids: ResponseIds,
+    /// Bodies that need not be read again.
+    pub seen: Rc<Seen>,
 }
 
 /// The stage.
@@ -100,6 +103,14 @@ struct Named {
     stream: bool,
     asked: Asked,
     previous: Option<String>,
+    said: Option<Rc<Said>>,
+}
+
+impl Named {
+    /// As it was when the same body came before.
+    fn again(said: Rc<Said>) -> Self {
+        Self { model: said.model.clone(), stream: said.stream, asked: said.asked, said: Some(said), ..Self::default() }
+    }
 }
 
 impl Settings {
@@ -134,6 +145,7 @@ impl Settings {
             alias: named.alias,
             stream: named.stream,
             asked: named.asked,
+            said: named.said,
             ask_usage: false,
             pinned,
             tunnel,
@@ -174,7 +186,10 @@ impl Settings {
         record.receiving.set(took);
         record.received.set(bytes.len() as u64);
         let (bytes, mut named) = match form {
-            Form::Json => self.json(bytes),
+            Form::Json => match self.seen.find(record, &head.headers, &bytes) {
+                Some(said) => (bytes, Named::again(said)),
+                None => self.json(bytes),
+            },
             Form::Multipart => self.multipart(&head.headers, bytes),
             Form::Opaque | Form::Coded => (bytes, Named::default()),
         };
@@ -348,6 +363,7 @@ mod tests {
             memory: Memory::new(1 << 20),
             total: Duration::from_secs(1),
             response_ids: ResponseIds::default(),
+            seen: Rc::default(),
         }
     }
 

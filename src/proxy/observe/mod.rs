@@ -205,7 +205,7 @@ impl Story {
         let record = &self.record;
         let headers = response.headers_mut();
         headers.insert(X_REQUEST_ID, record.id.clone());
-        if let Some(status) = record.cached.get().status() {
+        if let Some(status) = record.cached.get().status(&mut self.stage.scratch.borrow_mut()) {
             // Ours is the last member.
             headers.append(header::CACHE_STATUS, status);
         }

@@ -66,11 +66,13 @@ pub fn convert(entry: &Entry, to: Shape) -> Option<Bytes> {
     Some(made.into())
 }
 
-/// The head of the entry's answer in shape `to`, as its engine writes it there.
-pub fn headers(entry: &Entry, to: Shape) -> HeaderMap {
-    let mut headers = entry.headers.clone();
+/// Adds the head of the entry's answer in shape `to`, as its engine writes it there.
+pub fn headers(headers: &mut HeaderMap, entry: &Entry, to: Shape) {
+    for (name, value) in &entry.headers {
+        headers.append(name, value.clone());
+    }
     if entry.shape == to {
-        return headers;
+        return;
     }
     let llamacpp = headers.get(header::SERVER).is_some_and(|server| server == "llama.cpp");
     let kind = match (llamacpp, to) {
@@ -83,7 +85,6 @@ pub fn headers(entry: &Entry, to: Shape) -> HeaderMap {
     if llamacpp && to == Shape::Stream {
         headers.insert(UNBUFFERED, HeaderValue::from_static("no"));
     }
-    headers
 }
 
 /// Said of a stream, to proxies.

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 use rustls::crypto::ring;
 
@@ -120,11 +120,18 @@ pub struct Asks {
 pub struct Scratch {
     canonicaliser: Canonicaliser,
     material: Vec<u8>,
+    /// How much of the material the head is.
+    head: usize,
 }
 
 impl Scratch {
     /// Held on to between calls; more is given back.
     const MOST: usize = 256 * 1024;
+
+    /// What of a head was in the key that was made last.
+    pub fn head(&self) -> &[u8] {
+        self.material.get(..self.head).unwrap_or_default()
+    }
 
     fn trim(&mut self) {
         if self.material.capacity() + self.canonicaliser.held() > Self::MOST {
@@ -167,10 +174,16 @@ impl Keys {
 
     fn make(&self, call: &Call, cache: &Cache, scratch: &mut Scratch) -> Result<Asks, Bypass> {
         let body = call.payload.bytes().ok_or(Bypass::Kind)?;
-        let Scratch { canonicaliser, material } = scratch;
+        let Scratch { canonicaliser, material, head: head_len } = scratch;
         let tenant = self.tenant(call, cache.scope, material);
         material.clear();
         head(material, call, tenant, &cache.vary);
+        *head_len = material.len();
+        if let Some(said) = &call.said
+            && *said.head == **material
+        {
+            return Ok(said.asks.clone());
+        }
         let notes = canonicaliser.write(body, &omitted(call, cache), material)?;
         admit(notes)?;
         let shape = Shape::of(call.stream && has_shapes(call.endpoint));
@@ -251,16 +264,26 @@ fn head(out: &mut Vec<u8>, call: &Call, tenant: Tenant, vary: &[HeaderName]) {
 
 /// The fields that `picked` picks, sorted by name: for each its name, the count of its values, and the values.
 fn fields(out: &mut Vec<u8>, headers: &HeaderMap, picked: impl Fn(&HeaderName) -> bool) {
-    let mut names: Vec<_> = headers.keys().filter(|name| picked(name)).collect();
-    names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
-    for name in names {
-        part(out, name.as_str().as_bytes());
-        let values = headers.get_all(name);
-        out.extend_from_slice(&length(values.iter().count()));
-        for value in values {
-            let value = if *name == header::CONTENT_TYPE { media_type(value.as_bytes()) } else { value.as_bytes() };
-            part(out, value);
-        }
+    let mut lines = headers.iter().filter(|(name, _)| picked(name));
+    let Some(first) = lines.next() else { return };
+    // Most heads have one such line: nothing to sort.
+    let Some(second) = lines.next() else { return field(out, &[first]) };
+    let mut all = Vec::with_capacity(8);
+    all.extend([first, second]);
+    all.extend(lines);
+    // Stable: the values of one name stay in their order.
+    all.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
+    all.chunk_by(|(a, _), (b, _)| a == b).for_each(|lines| field(out, lines));
+}
+
+/// All lines of one name.
+fn field(out: &mut Vec<u8>, lines: &[(&HeaderName, &HeaderValue)]) {
+    let Some((name, _)) = lines.first() else { return };
+    part(out, name.as_str().as_bytes());
+    out.extend_from_slice(&length(lines.len()));
+    for (name, value) in lines {
+        let value = if **name == header::CONTENT_TYPE { media_type(value.as_bytes()) } else { value.as_bytes() };
+        part(out, value);
     }
 }
 

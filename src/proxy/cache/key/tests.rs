@@ -58,9 +58,10 @@ fn peer_call(peer: Peer, path: &str, headers: &[(&str, &str)], body: &str) -> Ca
         deadline: now + Duration::from_secs(1800),
         wait_until: None,
         tunnel: false,
+        said: None,
         ask_usage: false,
         repeatable: true,
-        record: Rc::new(Record::new(now, http::HeaderValue::from_static("id"), &http::Request::new(()), Rc::new(peer))),
+        record: Rc::new(Record::new(now, HeaderValue::from_static("id"), &http::Request::new(()), Rc::new(peer))),
     }
 }
 

@@ -309,6 +309,7 @@ fn call(text: &str, stream: bool) -> Call {
         wait_until: None,
         tunnel: false,
         repeatable: true,
+        said: None,
         ask_usage: false,
         record: Rc::new(Record::new(now, HeaderValue::from_static("id"), &request, Rc::new(Peer::default()))),
     }

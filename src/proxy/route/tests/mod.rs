@@ -200,6 +200,7 @@ fn call() -> Call {
         alias: None,
         stream: false,
         asked: Asked::default(),
+        said: None,
         ask_usage: false,
         pinned: None,
         deadline: now + Duration::from_secs(1800),
