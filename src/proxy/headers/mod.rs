@@ -72,7 +72,8 @@ impl Via {
 /// Removes what concerns the client's connection only, and fields that only this gateway may set.
 pub fn strip_request(headers: &mut HeaderMap) {
     // `TE: trailers` is the one coding that may pass: gRPC insists on it.
-    let trailers = headers.get(header::TE).is_some_and(|te| {
+    // Looked for, not hashed: most heads have none.
+    let trailers = headers.iter().find(|(name, _)| **name == header::TE).is_some_and(|(_, te)| {
         te.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
     strip(headers, |name| is_hop_by_hop(name) || matches!(*name, header::EXPECT | header::CONTENT_LENGTH));

@@ -34,7 +34,7 @@ const MOST_HELD: usize = 1024 * 1024;
 /// The longest body that is remembered.
 const LONGEST: usize = MOST_HELD / 16;
 /// Of a longer body this much is hashed at either end. All of it is compared.
-const HASHED: usize = 512;
+const HASHED: usize = 128;
 /// How often a newcomer has to come before it takes the place of one that was just met.
 const PATIENCE: u8 = 2;
 
