@@ -182,6 +182,8 @@ pub struct Writer {
     written: u64,
     recorded: bool,
     ended: bool,
+    /// Bytes of what was sealed, until it takes the frames' place.
+    sealed: usize,
 }
 
 /// Reads one transcript, on one worker.
@@ -216,6 +218,7 @@ impl Transcript {
             written: 0,
             recorded: true,
             ended: false,
+            sealed: 0,
         };
         (writer, reader)
     }
@@ -531,7 +534,8 @@ impl Writer {
         self.transcript.live.release(freed);
     }
 
-    /// The whole body in one piece of its own, with `last` as its end; `None` when it is not all there, or too long.
+    /// The whole body in one piece of its own, with `last` as its end; `None` when it is not all there, too long, or no
+    /// memory is left for it beside the frames.
     pub fn seal(&mut self, last: &Bytes) -> Option<Bytes> {
         if !self.recorded {
             return None;
@@ -541,12 +545,17 @@ impl Writer {
             self.spill();
             return None;
         }
+        let length = usize::try_from(length).ok()?;
+        if !self.transcript.live.reserve(length) {
+            return None;
+        }
+        self.sealed = length;
         let state = self.transcript.state();
         if state.frames.is_empty() {
             drop(state);
             return Some(Bytes::copy_from_slice(last));
         }
-        let mut body = Vec::with_capacity(usize::try_from(length).ok()?);
+        let mut body = Vec::with_capacity(length);
         state.frames.iter().for_each(|frame| body.extend_from_slice(frame));
         drop(state);
         body.extend_from_slice(last);
@@ -571,7 +580,7 @@ impl Writer {
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         self.transcript.live.count(after.saturating_sub(before));
-        self.transcript.live.release(before.saturating_sub(after));
+        self.transcript.live.release(before.saturating_sub(after) + std::mem::take(&mut self.sealed));
         self.transcript.ring(waiting);
     }
 
@@ -627,6 +636,7 @@ impl Transcript {
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        self.transcript.live.release(self.sealed);
         if !self.ended {
             self.end(Error::new(Kind::Internal, "the answer was given up by a fault of the gateway"), false);
         }

@@ -148,6 +148,37 @@ fn what_is_held_is_counted_and_given_back() {
 }
 
 #[test]
+fn what_is_sealed_is_counted_beside_the_frames() {
+    let (desk, live) = world();
+    let (mut writer, reader) = Transcript::begin(&desk, CAP, &live);
+    writer.push(&bytes(3000));
+    let frames = live.used();
+    let sealed = writer.seal(&bytes(1000)).unwrap();
+    assert_eq!(live.used(), frames + 4000);
+    writer.whole(bytes(1000), Some(sealed), Whole { facts: facts(), entry: None });
+    assert_eq!(live.used(), reader.transcript().held() as u64);
+    drop(reader);
+    assert_eq!(live.used(), 0);
+
+    // No room for both: it is not sealed, and goes on.
+    let live = Live::new((BLOCKS.0 + FRAME + 3999) as u64);
+    let (mut writer, mut reader) = Transcript::begin(&desk, CAP, &live);
+    writer.push(&bytes(3000));
+    assert_eq!(writer.seal(&bytes(1000)), None);
+    writer.whole(bytes(1000), None, Whole { facts: facts(), entry: None });
+    assert_eq!(drain(&mut reader).0.len(), 4000);
+    drop(reader);
+    assert_eq!(live.used(), 0);
+
+    // Dropped between the two.
+    let live = Live::new(64 << 20);
+    let (mut writer, reader) = Transcript::begin(&desk, CAP, &live);
+    writer.seal(&bytes(1000));
+    drop((writer, reader));
+    assert_eq!(live.used(), 0);
+}
+
+#[test]
 fn over_its_cap_a_lone_reader_goes_on_and_nothing_is_held() {
     let (desk, live) = world();
     let (mut writer, mut reader) = Transcript::begin(&desk, 1000, &live);
