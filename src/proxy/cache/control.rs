@@ -1,8 +1,11 @@
-//! `Cache-Control`: what a client asks for (RFC 9111 §5.2.1), and how long a backend says its answer is fresh (§5.2.2).
+//! `Cache-Control`: what a client asks for (RFC 9111 §5.2.1), and how long a backend says its answer is fresh (§4.2).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue, header::CACHE_CONTROL};
+use http::{
+    HeaderMap, HeaderValue,
+    header::{self, CACHE_CONTROL},
+};
 
 use crate::config::Downstream;
 
@@ -46,17 +49,64 @@ impl Wants {
     }
 }
 
-/// How long a backend says its answer is fresh, where it says so.
-pub(super) fn lifetime(headers: &HeaderMap) -> Option<Duration> {
-    let (mut shared, mut own) = (None, None);
-    directives(headers, |name, argument| {
-        if name.eq_ignore_ascii_case("s-maxage") {
-            shared = seconds(argument);
-        } else if name.eq_ignore_ascii_case("max-age") {
-            own = seconds(argument);
+/// What a backend says of the freshness of its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Freshness {
+    /// How long it is fresh from now on, where it says so.
+    pub(super) left: Option<Duration>,
+    /// How old it was when it came.
+    pub(super) age: Duration,
+    /// Once it is not fresh any more it may not be given at all, not even in place of an error.
+    pub(super) strict: bool,
+}
+
+impl Freshness {
+    /// As an answer's head says it. What makes no sense means that it is not fresh (RFC 9111 §4.2.1).
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let (mut shared, mut own, mut expires, mut date) = (None, None, None, None);
+        let mut said = Self::default();
+        // One pass: most heads have none of these, and each look-up would cost a hash.
+        for (name, value) in headers {
+            if *name == CACHE_CONTROL {
+                directives_of(value, |name, argument| {
+                    if name.eq_ignore_ascii_case("s-maxage") {
+                        shared = Some(seconds(argument).unwrap_or_default());
+                        // It says that, too (RFC 9111 §5.2.2.10).
+                        said.strict = true;
+                    } else if name.eq_ignore_ascii_case("max-age") {
+                        own = Some(seconds(argument).unwrap_or_default());
+                    } else if name.eq_ignore_ascii_case("must-revalidate")
+                        || name.eq_ignore_ascii_case("proxy-revalidate")
+                    {
+                        said.strict = true;
+                    }
+                });
+            } else if *name == header::AGE {
+                said.age = value.to_str().ok().and_then(seconds).unwrap_or_default();
+            } else if *name == header::EXPIRES {
+                // Given twice, it is not believed.
+                expires = Some(if expires.is_none() { moment(value) } else { None });
+            } else if *name == header::DATE {
+                date = moment(value);
+            }
         }
-    });
-    shared.or(own)
+        let until = |expires: Option<SystemTime>| {
+            let left = expires.and_then(|end| end.duration_since(date.unwrap_or_else(SystemTime::now)).ok());
+            left.unwrap_or_default()
+        };
+        let lifetime = shared.or(own).or_else(|| expires.map(until));
+        said.left = lifetime.map(|lifetime| lifetime.saturating_sub(said.age));
+        said
+    }
+
+    /// Whether there is no moment at which it may be given again.
+    pub(super) fn is_over(&self) -> bool {
+        self.left.is_some_and(|left| left.is_zero())
+    }
+}
+
+fn moment(value: &HeaderValue) -> Option<SystemTime> {
+    httpdate::parse_http_date(value.to_str().ok()?).ok()
 }
 
 /// What caches below may do with an answer that is fresh for `left`, where the backend did not say (`cache.downstream`).
@@ -74,11 +124,13 @@ pub(super) fn downstream(headers: &mut HeaderMap, rule: Downstream, left: Durati
 }
 
 fn directives(headers: &HeaderMap, mut each: impl FnMut(&str, &str)) {
-    for line in headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()) {
-        for directive in line.split(',') {
-            let (name, argument) = directive.split_once('=').unwrap_or((directive, ""));
-            each(name.trim(), argument.trim().trim_matches('"'));
-        }
+    headers.get_all(CACHE_CONTROL).iter().for_each(|value| directives_of(value, &mut each));
+}
+
+fn directives_of(value: &HeaderValue, mut each: impl FnMut(&str, &str)) {
+    for directive in value.to_str().unwrap_or_default().split(',') {
+        let (name, argument) = directive.split_once('=').unwrap_or((directive, ""));
+        each(name.trim(), argument.trim().trim_matches('"'));
     }
 }
 
@@ -110,10 +162,47 @@ mod tests {
     }
 
     #[test]
-    fn lifetimes_are_read_and_told() {
-        assert_eq!(lifetime(&headers(&["max-age=5"])), Some(Duration::from_secs(5)));
-        assert_eq!(lifetime(&headers(&["max-age=5, s-maxage=7"])), Some(Duration::from_secs(7)));
-        assert_eq!(lifetime(&headers(&["public"])), None);
+    fn lifetimes_are_read() {
+        let said = |lines: &[(&'static str, &str)]| {
+            let line = |(name, value): &(&'static str, &str)| (name.parse().unwrap(), value.parse().unwrap());
+            Freshness::of(&lines.iter().map(line).collect::<HeaderMap>())
+        };
+        let left = |lines: &[(&'static str, &str)]| said(lines).left.map(|left| left.as_secs());
+        let (control, date) = ("cache-control", ("date", "Sun, 06 Nov 1994 08:49:37 GMT"));
+        let expires = ("expires", "Sun, 06 Nov 1994 08:50:37 GMT");
+        assert_eq!(said(&[]), Freshness::default());
+        assert_eq!(left(&[(control, "public")]), None);
+        assert_eq!(left(&[(control, "max-age=5")]), Some(5));
+        assert_eq!(left(&[(control, "max-age=5, s-maxage=7")]), Some(7));
+        assert_eq!(left(&[(control, "max-age=soon")]), Some(0));
+        // Its age is taken off, and is its age from then on.
+        assert_eq!(left(&[(control, "max-age=5"), ("age", "3")]), Some(2));
+        assert_eq!(left(&[(control, "max-age=5"), ("age", "8")]), Some(0));
+        assert_eq!(left(&[(control, "max-age=5"), ("age", "old")]), Some(5));
+        assert_eq!(said(&[("age", "3")]).age, Duration::from_secs(3));
+        // Where nothing else is said, `Expires` counts from the backend's own clock.
+        assert_eq!(left(&[date, expires]), Some(60));
+        assert_eq!(left(&[date, expires, ("age", "50")]), Some(10));
+        assert_eq!(left(&[date, expires, (control, "max-age=5")]), Some(5));
+        assert_eq!(left(&[("date", "Sunday, 06-Nov-94 08:50:36 GMT"), expires]), Some(1));
+        for over in ["0", "-1", "", "Sun, 06 Nov 1994 08:49:00 GMT", "soon"] {
+            assert!(said(&[date, ("expires", over)]).is_over(), "{over}");
+        }
+        assert!(said(&[date, expires, expires]).is_over());
+        assert!(said(&[expires]).is_over(), "by our clock");
+        for (line, strict) in [
+            ("max-age=5", false),
+            ("Must-Revalidate", true),
+            ("max-age=5, proxy-revalidate", true),
+            ("s-maxage=5", true),
+            ("stale-if-error=5", false),
+        ] {
+            assert_eq!(said(&[(control, line)]).strict, strict, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_caches_below_may_do_is_told() {
         let told = |mut headers: HeaderMap, rule| {
             downstream(&mut headers, rule, Duration::from_secs(9));
             headers[CACHE_CONTROL].clone()

@@ -49,10 +49,12 @@ pub struct Entry {
     pub facts: Facts,
     pub model: Option<Arc<str>>,
     pub tenant: Tenant,
-    /// When it was whole.
+    /// When it was whole; earlier by the age it came with.
     pub stored: Instant,
     /// From then on it may stand in for an error only.
     pub expires: Instant,
+    /// Not even that: its backend said so.
+    pub strict: bool,
 }
 
 impl Entry {
@@ -62,9 +64,14 @@ impl Entry {
         size_of::<Self>() + headers + held(self.body.len()) + self.model.as_ref().map_or(0, |model| model.len())
     }
 
-    /// How long ago it was whole.
+    /// How old it is.
     pub fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.stored)
+    }
+
+    /// Whether it may be given, or stand in for an error until `stale_for` after it was fresh.
+    pub fn is_of_use(&self, now: Instant, stale_for: Duration) -> bool {
+        self.fresh_for(now).is_some() || !self.strict && now.saturating_duration_since(self.expires) < stale_for
     }
 
     /// How long it is still fresh; `None` once it is not.

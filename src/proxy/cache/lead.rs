@@ -20,7 +20,8 @@ use tokio::time::Instant;
 use tower::Service;
 
 use super::{
-    Cache, Entry, Key, Question, Running, Shape, control,
+    Cache, Entry, Key, Question, Running, Shape,
+    control::{self, Freshness},
     eligible::has_shapes,
     has_usage_event, is_credential, is_keyed, keep,
     reader::{Asker, Followed, Seat},
@@ -98,7 +99,10 @@ struct Lead {
     patience: Instant,
     /// The headers that may be given again, or why it is not kept.
     verdict: Result<HeaderMap, keep::Reason>,
+    /// How long it is fresh, how old it came, and whether it may stand in for an error.
     ttl: Duration,
+    age: Duration,
+    strict: bool,
     settled: bool,
 }
 
@@ -129,6 +133,8 @@ impl Cache {
             patience: call.wait_until.unwrap_or(call.deadline).min(call.deadline),
             verdict: Err("cancelled"),
             ttl: self.config.ttl,
+            age: Duration::ZERO,
+            strict: false,
             settled: false,
         };
         let question = Rc::new(question);
@@ -352,11 +358,11 @@ impl Work {
         let (mut head, body) = response.into_parts();
         let lead = &mut self.lead;
         let vary = &lead.cache.config.vary;
-        let verdict = keep::head(lead.endpoint, lead.shape, head.status, &head.headers, vary);
+        let verdict = keep::head(lead.endpoint, lead.shape, head.status, &head.headers, vary)
+            .and_then(|headers| lead.fresh(&head.headers).map(|()| headers));
         let open = verdict.is_ok();
         let headers = match &verdict {
             Ok(headers) => {
-                lead.ttl = control::lifetime(&head.headers).map_or(lead.ttl, |said| said.min(lead.ttl));
                 control::downstream(&mut head.headers, lead.cache.config.downstream, lead.ttl);
                 let mut shared = headers.clone();
                 control::downstream(&mut shared, lead.cache.config.downstream, lead.ttl);
@@ -465,6 +471,17 @@ impl Lead {
         }
     }
 
+    /// What the backend says of how long it may be given.
+    fn fresh(&mut self, headers: &HeaderMap) -> Result<(), keep::Reason> {
+        let said = Freshness::of(headers);
+        if said.is_over() {
+            return Err("cache-control");
+        }
+        self.ttl = said.left.map_or(self.ttl, |left| left.min(self.ttl));
+        (self.age, self.strict) = (said.age, said.strict);
+        Ok(())
+    }
+
     fn facts(&self) -> Facts {
         let record = &self.record;
         let body = record.head.get().map_or(Duration::ZERO, |head| head.elapsed());
@@ -492,7 +509,7 @@ impl Lead {
             return None;
         }
         let Ok(headers) = std::mem::replace(&mut self.verdict, Err("stored")) else { return None };
-        let stored = Instant::now();
+        let now = Instant::now();
         Some(Arc::new(Entry {
             endpoint: self.endpoint,
             shape: self.shape,
@@ -501,8 +518,10 @@ impl Lead {
             facts,
             model: self.running.model.clone(),
             tenant: self.running.tenant,
-            stored,
-            expires: stored + self.ttl,
+            // A machine that runs for less long than the answer is old cannot say that: it counts as new.
+            stored: now.checked_sub(self.age).unwrap_or(now),
+            expires: now + self.ttl,
+            strict: self.strict,
         }))
     }
 

@@ -24,6 +24,7 @@ fn entry(endpoint: Endpoint, shape: Shape, body: &str) -> Entry {
         tenant: Tenant::default(),
         stored: now,
         expires: now,
+        strict: false,
     }
 }
 

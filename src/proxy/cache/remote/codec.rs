@@ -1,5 +1,5 @@
-//! An entry as bytes: `version, seal, stored, expires, endpoint, shape, finish, engine, tokens, seconds, told, tenant,
-//! model, headers, body`, numbers in little endian.
+//! An entry as bytes: `version, seal, stored, expires, endpoint, shape, finish, engine, tokens, seconds, flags,
+//! tenant, model, headers, body`, numbers in little endian.
 //!
 //! The seal is over the name it is stored under and all that follows: what was damaged, forged, or moved to another
 //! name is refused before anything of it is read.
@@ -24,7 +24,10 @@ use crate::{
 };
 
 /// Of this layout. A gateway that knows another one takes it for a miss.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Flags: the answer tells its usage; it may not stand in for an error.
+const TOLD: u8 = 1;
+const STRICT: u8 = 2;
 /// An entry of no model.
 const NO_MODEL: u16 = u16::MAX;
 
@@ -88,7 +91,7 @@ fn write(out: &mut Vec<u8>, entry: &Entry, clock: Clock) -> Option<()> {
         out.extend_from_slice(&count.to_le_bytes());
     }
     out.extend_from_slice(&u64::try_from(facts.took.as_micros()).unwrap_or(u64::MAX).to_le_bytes());
-    out.push(u8::from(facts.told));
+    out.push(if facts.told { TOLD } else { 0 } | if entry.strict { STRICT } else { 0 });
     out.extend_from_slice(&entry.tenant.0);
     match entry.model.as_deref() {
         None => out.extend_from_slice(&NO_MODEL.to_le_bytes()),
@@ -139,7 +142,7 @@ fn read(mut rest: Bytes, clock: Clock) -> Result<Entry, Refused> {
     };
     let usage = Usage { input: u32_of(rest)?, output: u32_of(rest)?, cached: u32_of(rest)? };
     let took = Duration::from_micros(u64_of(rest)?);
-    let told = u8_of(rest)? == 1;
+    let flags = u8_of(rest)?;
     let mut tenant = [0; 16];
     tenant.copy_from_slice(&take(rest, 16)?);
     let tenant = Tenant(tenant);
@@ -149,8 +152,9 @@ fn read(mut rest: Bytes, clock: Clock) -> Result<Entry, Refused> {
     };
     let headers = headers(rest)?;
     let (stored, expires) = times(stored, expires, clock)?;
-    let facts = Facts { usage, finish, engine, took, told };
-    Ok(Entry { endpoint, shape, headers, body: std::mem::take(rest), facts, model, tenant, stored, expires })
+    let facts = Facts { usage, finish, engine, took, told: flags & TOLD != 0 };
+    let (body, strict) = (std::mem::take(rest), flags & STRICT != 0);
+    Ok(Entry { endpoint, shape, headers, body, facts, model, tenant, stored, expires, strict })
 }
 
 /// The writer's clock may be ahead of ours: never fresh for longer than it was at first.
@@ -287,6 +291,7 @@ mod tests {
                 tenant: Tenant(tenant),
                 stored: clock.instant - Duration::from_millis(age),
                 expires: clock.instant + Duration::from_millis(left),
+                strict: finish % 2 == 0,
             },
         )
     }
@@ -314,6 +319,7 @@ mod tests {
             tenant: Tenant([9; 16]),
             stored: clock.instant - Duration::from_secs(1),
             expires: clock.instant + Duration::from_secs(59),
+            strict: false,
         }
     }
 
@@ -402,7 +408,7 @@ mod tests {
         let (bytes, _) = encode(&one(clock), NAME, &sealer(), clock).unwrap();
         assert_eq!(
             blake3::hash(&bytes).to_hex().as_str(),
-            "056aafa6e4fcb4cfb3f97aceeb076c3bfb4ba04720827eba3021e497bc40aa0b"
+            "7de08c9c1a2cb14775364487752b0d175926d6bef3c7ffc43c450f971879e95d"
         );
     }
 }

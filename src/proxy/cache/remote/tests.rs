@@ -211,6 +211,7 @@ fn entry(body: impl Into<Bytes>, model: &str) -> Arc<Entry> {
         tenant: Tenant([1; 16]),
         stored: now,
         expires: now + Duration::from_secs(3600),
+        strict: false,
     })
 }
 

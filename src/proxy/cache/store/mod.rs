@@ -117,11 +117,11 @@ impl Store {
         Self { answers, capacity, pending: AtomicU64::new(0), pending_at_most, counts }
     }
 
-    /// The answer kept under `key`, also one that is not fresh any more, unless it expired `stale_for` ago or earlier:
-    /// then it is dropped.
+    /// The answer kept under `key`, also one that is not fresh any more, unless it expired `stale_for` ago or earlier,
+    /// or may not be given then at all: such is dropped.
     pub fn get(&self, key: &Key, now: Instant, stale_for: Duration) -> Option<Arc<Entry>> {
         let answer = self.answers.get(key)?.answer()?;
-        if answer.fresh_for(now).is_some() || now.saturating_duration_since(answer.expires) < stale_for {
+        if answer.is_of_use(now, stale_for) {
             return Some(answer);
         }
         // A newer one may have come meanwhile; it would be fresh for long, and is a miss once.

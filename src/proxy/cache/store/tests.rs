@@ -49,6 +49,7 @@ fn entry(body: impl Into<Bytes>, model: &str, tenant: u8) -> Arc<Entry> {
         tenant: Tenant([tenant; 16]),
         stored: now,
         expires: now + Duration::from_secs(60),
+        strict: false,
     })
 }
 

@@ -241,6 +241,46 @@ fn a_stale_answer_stands_in_for_an_error() {
 }
 
 #[test]
+fn what_must_be_asked_for_again_stands_in_for_nothing() {
+    let stale = |config: &mut config::Cache| {
+        config.ttl = Duration::from_secs(10);
+        config.stale_if_error = Duration::from_secs(100);
+    };
+    for line in ["must-revalidate", "max-age=60, proxy-revalidate", "s-maxage=60"] {
+        run(stale, async |world| {
+            world.plays(with(&[("cache-control", line)], PLAIN));
+            world.ask(call("a", false)).await;
+            assert!(matches!(world.ask(call("a", false)).await.cached(), Cached::Hit(_)));
+            tokio::time::sleep(Duration::from_secs(11)).await;
+            world.plays(Play::Fail(Kind::NoHealthyBackend));
+            assert_eq!(world.ask(call("a", false)).await.error, Some(Kind::NoHealthyBackend), "{line}");
+        });
+    }
+}
+
+#[test]
+fn an_answer_that_comes_aged_is_fresh_for_less() {
+    run(
+        |_| {},
+        async |world| {
+            world.plays(with(&[("cache-control", "max-age=60"), ("age", "50")], PLAIN));
+            assert_eq!(world.ask(call("a", false)).await.cached(), Cached::Stored);
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            let got = world.ask(call("a", false)).await;
+            assert_eq!((got.cached(), &got.headers[header::AGE]), (Cached::Hit(6), &HeaderValue::from_static("54")));
+            // A client's own bound counts from where the answer was made.
+            assert_eq!(world.ask(says(call("a", false), "max-age=53")).await.cached(), Cached::Stored);
+            tokio::time::sleep(Duration::from_secs(4000)).await;
+            let over = [("cache-control", "max-age=60"), ("age", "60")];
+            for head in [&over[..], &[("expires", "0")], &[("expires", "Sun, 06 Nov 1994 08:49:37 GMT")]] {
+                world.plays(with(head, PLAIN));
+                assert_eq!(world.ask(call("a", false)).await.cached(), Cached::Miss, "{head:?}");
+            }
+        },
+    );
+}
+
+#[test]
 fn where_tenants_share_what_may_not_be_kept_is_still_its_leaders() {
     run(
         |config| config.scope = config::CacheScope::Shared,

@@ -263,6 +263,7 @@ impl SecondTier for Arc<Elsewhere> {
                 tenant: found.tenant,
                 stored: found.stored,
                 expires: found.expires,
+                strict: found.strict,
             })
         })
     }
