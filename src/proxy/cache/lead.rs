@@ -165,10 +165,12 @@ impl Cache {
     }
 
     /// The call as the backend gets it: what is not in the key stays here, so that it cannot change the answer.
-    fn led(&self, call: Call) -> Call {
+    fn led(&self, mut call: Call) -> Call {
+        let stays = |name: &HeaderName| is_keyed(name, &self.config.vary) || is_neutral(name);
+        call.added.retain(|(name, _)| stays(name));
         let mut headers = HeaderMap::with_capacity(call.headers.len());
         for (name, value) in &call.headers {
-            if is_credential(name) || is_keyed(name, &self.config.vary) || is_neutral(name) {
+            if is_credential(name) || stays(name) {
                 headers.append(name.clone(), value.clone());
             }
         }
@@ -183,20 +185,11 @@ impl Cache {
     }
 }
 
-/// Ids, tracing, and who forwarded it: they change no answer.
+/// Ids, and the way it came: no more than numbers, and what keeps it out of a loop. What else tells of the one client
+/// that leads (`Forwarded`, `X-Forwarded-*`, `baggage`, `tracestate`) could change the answer that all are given.
 fn is_neutral(name: &HeaderName) -> bool {
-    matches!(*name, header::VIA | header::FORWARDED)
-        || matches!(
-            name.as_str(),
-            "x-request-id"
-                | "traceparent"
-                | "tracestate"
-                | "baggage"
-                | "b3"
-                | "x-forwarded-for"
-                | "x-forwarded-host"
-                | "x-forwarded-proto"
-        )
+    *name == header::VIA
+        || matches!(name.as_str(), "x-request-id" | "traceparent" | "b3")
         || name.as_str().starts_with("x-b3-")
 }
 

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 use rustls::crypto::ring;
 
@@ -200,7 +200,7 @@ impl Keys {
         if let Some(certificate) = call.record.peer.identity {
             part(material, &certificate.0);
         }
-        fields(material, &call.headers, is_credential);
+        fields(material, call.headers.iter().filter(|(name, _)| is_credential(name)));
         if material.is_empty() { self.anonymous } else { tenant_of(&self.tenants, material) }
     }
 
@@ -257,14 +257,21 @@ fn head(out: &mut Vec<u8>, call: &Call, tenant: Tenant, vary: &[HeaderName]) {
     part(out, call.path.as_str().as_bytes());
     out.push(u8::from(call.model.is_some()));
     part(out, call.model.as_deref().unwrap_or_default().as_bytes());
-    fields(out, &call.headers, |name| is_keyed(name, vary));
+    let picked = |(name, _): &(&HeaderName, &HeaderValue)| is_keyed(name, vary);
+    if vary.is_empty() {
+        fields(out, call.headers.iter().filter(picked));
+    } else {
+        // As a backend gets them: what the gateway adds takes the place of what the client said.
+        let added = || call.added.iter().map(|(name, value)| (name, value));
+        let own = call.headers.iter().filter(|(name, _)| added().all(|(added, _)| added != *name));
+        fields(out, own.chain(added()).filter(picked));
+    }
     // No header has an empty name: the fields end here.
     part(out, b"");
 }
 
-/// The fields that `picked` picks, sorted by name: for each its name, the count of its values, and the values.
-fn fields(out: &mut Vec<u8>, headers: &HeaderMap, picked: impl Fn(&HeaderName) -> bool) {
-    let mut lines = headers.iter().filter(|(name, _)| picked(name));
+/// Header lines, sorted by name: for each name its text, the count of its values, and the values.
+fn fields<'a>(out: &mut Vec<u8>, mut lines: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>) {
     let Some(first) = lines.next() else { return };
     // Most heads have one such line: nothing to sort.
     let Some(second) = lines.next() else { return field(out, &[first]) };

@@ -275,16 +275,57 @@ fn the_backend_gets_only_what_is_keyed_or_neutral() {
         |config| config.vary = vec!["x-region".parse().unwrap()],
         async |world| {
             let mut odd = call("a", false);
-            let fields =
-                ["x-region", "x-odd", "accept", "user-agent", "authorization", "x-request-id", "traceparent", "via"];
-            for name in fields {
-                odd.headers.insert(name, HeaderValue::from_static("1"));
+            let one = HeaderValue::from_static("1");
+            let per_client = ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+            let kept = ["x-region", "authorization", "x-request-id", "traceparent", "b3", "x-b3-traceid", "via"];
+            let dropped = ["x-odd", "accept", "user-agent", "baggage", "tracestate"];
+            for name in kept.iter().chain(&dropped).chain(&per_client) {
+                odd.headers.insert(*name, one.clone());
             }
+            let added = per_client.iter().chain(&["via", "x-request-id"]);
+            odd.added = added.map(|name| (http::HeaderName::from_static(name), one.clone())).collect();
             world.ask(odd).await;
             let calls = &world.script.borrow().calls;
             let mut sent: Vec<_> = calls[0].headers.keys().map(|name| name.as_str().to_owned()).collect();
             sent.sort();
-            assert_eq!(sent, ["authorization", "content-type", "traceparent", "via", "x-region", "x-request-id"]);
+            assert_eq!(
+                sent,
+                [
+                    "authorization",
+                    "b3",
+                    "content-type",
+                    "traceparent",
+                    "via",
+                    "x-b3-traceid",
+                    "x-region",
+                    "x-request-id"
+                ]
+            );
+            let added: Vec<_> = calls[0].added.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(added, ["via", "x-request-id"]);
+        },
+    );
+}
+
+#[test]
+fn a_forwarding_field_that_is_keyed_is_sent() {
+    run(
+        |config| config.vary = vec!["x-forwarded-host".parse().unwrap()],
+        async |world| {
+            let host = http::HeaderName::from_static("x-forwarded-host");
+            let at = |claimed: &'static str, seen: &'static str| {
+                let mut call = call("a", false);
+                call.headers.insert(&host, HeaderValue::from_static(claimed));
+                call.added.push((host.clone(), HeaderValue::from_static(seen)));
+                call
+            };
+            assert_eq!(world.ask(at("x", "one.test")).await.cached(), Cached::Stored);
+            // It is told apart by what the backend gets, not by what the client claims.
+            assert!(matches!(world.ask(at("y", "one.test")).await.cached(), Cached::Hit(_)));
+            assert_eq!(world.ask(at("x", "two.test")).await.cached(), Cached::Stored);
+            let calls = &world.script.borrow().calls;
+            let sent: Vec<_> = calls.iter().map(|call| call.added[0].1.clone()).collect();
+            assert_eq!(sent, ["one.test", "two.test"]);
         },
     );
 }
