@@ -164,6 +164,8 @@ struct Question {
     /// The request's own body, and what it says of the other shape: read once it matters.
     body: Bytes,
     exchangeable: OnceCell<bool>,
+    /// Answers ever put into the store, before it was looked into for this.
+    puts: u64,
     /// A stream that has to tell its usage.
     usage: bool,
     /// It met one that did not: only one that is certain to will do.
@@ -306,6 +308,7 @@ impl Cache {
             other,
             body: call.payload.bytes().cloned().unwrap_or_default(),
             exchangeable: OnceCell::new(),
+            puts: self.shared.store.puts(),
             usage: needs_usage(call),
             strict: false,
         };
@@ -470,7 +473,11 @@ impl Cache {
             if other.is_some() { &both } else { &both[..1] },
             !question.wants.no_cache,
             |running| if question.strict && !running.usage { None } else { running.transcript.join(&self.desk) },
-            || self.kept(question, asker, Instant::now()),
+            // Whoever was sealed since the first look counted it before letting go of this lock.
+            || {
+                let moved = self.shared.store.puts() != question.puts;
+                moved.then(|| self.kept(question, asker, Instant::now())).flatten()
+            },
             || {
                 let (writer, reader) = Transcript::begin(&self.desk, self.config.max_entry, &self.shared.live);
                 let transcript = Arc::clone(writer.transcript());

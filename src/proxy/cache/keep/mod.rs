@@ -21,19 +21,18 @@ pub type Reason = &'static str;
 
 /// The headers that are given again. A list of what may be, not of what may not: engines and proxies before them invent
 /// ids, limits and timings faster than any list of those could follow. Framing, dates and `Age` are each answer's own.
-const REPLAYED: [HeaderName; 11] = [
-    header::CONTENT_TYPE,
-    header::CONTENT_LANGUAGE,
-    header::VARY,
-    header::SERVER,
-    header::X_CONTENT_TYPE_OPTIONS,
-    header::ACCESS_CONTROL_ALLOW_ORIGIN,
-    header::ACCESS_CONTROL_EXPOSE_HEADERS,
-    HeaderName::from_static("x-accel-buffering"),
-    HeaderName::from_static("openai-version"),
-    HeaderName::from_static("anthropic-version"),
-    HeaderName::from_static("x-robots-tag"),
-];
+fn is_replayed(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::CONTENT_TYPE
+            | header::CONTENT_LANGUAGE
+            | header::VARY
+            | header::SERVER
+            | header::X_CONTENT_TYPE_OPTIONS
+            | header::ACCESS_CONTROL_ALLOW_ORIGIN
+            | header::ACCESS_CONTROL_EXPOSE_HEADERS
+    ) || matches!(name.as_str(), "x-accel-buffering" | "openai-version" | "anthropic-version" | "x-robots-tag")
+}
 
 /// Judges the head of an answer of `shape`. `keyed` are the request headers that are part of the key (`cache.vary`).
 ///
@@ -52,24 +51,50 @@ pub fn head(
     if shape == Shape::Stream && !streams(endpoint) {
         return Err("content-type");
     }
-    content_type(shape, headers)?;
-    if headers.contains_key(header::SET_COOKIE) {
-        return Err("set-cookie");
-    }
-    if headers
-        .get_all(header::CONTENT_ENCODING)
-        .iter()
-        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
-    {
-        return Err("content-encoding");
-    }
-    if headers.get_all(header::CACHE_CONTROL).iter().any(forbids) {
-        return Err("cache-control");
-    }
-    if !headers.get_all(header::VARY).iter().all(|value| varies_by_what_is_known(value, keyed)) {
-        return Err("vary");
+    let found = Found::of(shape, headers, keyed);
+    for (wrong, reason) in [
+        (found.types != 1 || !found.fits, "content-type"),
+        (found.cookie, "set-cookie"),
+        (found.coded, "content-encoding"),
+        (found.forbidden, "cache-control"),
+        (found.varies, "vary"),
+    ] {
+        if wrong {
+            return Err(reason);
+        }
     }
     Ok(replayable(headers))
+}
+
+/// What a head has that matters here: found in one pass, where each look-up would cost a hash.
+#[derive(Default)]
+struct Found {
+    types: usize,
+    fits: bool,
+    cookie: bool,
+    coded: bool,
+    forbidden: bool,
+    varies: bool,
+}
+
+impl Found {
+    fn of(shape: Shape, headers: &HeaderMap, keyed: &[HeaderName]) -> Self {
+        let mut found = Self::default();
+        for (name, value) in headers {
+            match *name {
+                header::CONTENT_TYPE => {
+                    found.types += 1;
+                    found.fits = is_of(shape, value);
+                }
+                header::SET_COOKIE => found.cookie = true,
+                header::CONTENT_ENCODING => found.coded |= !value.as_bytes().eq_ignore_ascii_case(b"identity"),
+                header::CACHE_CONTROL => found.forbidden |= forbids(value),
+                header::VARY => found.varies |= !varies_by_what_is_known(value, keyed),
+                _ => {}
+            }
+        }
+        found
+    }
 }
 
 /// Judges a body that is complete by its framing, in one pass.
@@ -109,15 +134,14 @@ fn stream(content: &mut Content, body: &[u8]) -> Result<(), Reason> {
     content.ended()
 }
 
-fn content_type(shape: Shape, headers: &HeaderMap) -> Result<(), Reason> {
-    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return Err("content-type") };
+/// Whether a `Content-Type` is that of `shape`.
+fn is_of(shape: Shape, value: &HeaderValue) -> bool {
     let essence = value.as_bytes().split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
     let wanted: &[u8] = match shape {
         Shape::Plain => b"application/json",
         Shape::Stream => b"text/event-stream",
     };
-    if essence.eq_ignore_ascii_case(wanted) { Ok(()) } else { Err("content-type") }
+    essence.eq_ignore_ascii_case(wanted)
 }
 
 /// Whether a `Cache-Control` line forbids that the answer is used again without asking (RFC 9111 §5.2.2). A line that
@@ -153,17 +177,17 @@ fn varies_by_what_is_known(value: &HeaderValue, keyed: &[HeaderName]) -> bool {
 /// A header that `Connection` names is the connection's own, whatever it is called.
 fn replayable(headers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(4);
-    let named = |name: &HeaderName| {
-        headers.get_all(header::CONNECTION).iter().any(|value| {
-            value
-                .as_bytes()
-                .split(|b| *b == b',')
-                .any(|one| one.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
-        })
+    let of_connection: Vec<_> =
+        headers.iter().filter(|(name, _)| **name == header::CONNECTION).map(|(_, value)| value.as_bytes()).collect();
+    let is_named = |name: &HeaderName| {
+        let names = |value: &&[u8]| {
+            value.split(|b| *b == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
+        };
+        of_connection.iter().any(names)
     };
-    for name in REPLAYED.iter().filter(|name| !named(name)) {
-        for value in headers.get_all(name) {
-            kept.append(name.clone(), value.clone());
+    for (name, value) in headers {
+        if is_replayed(name) && !is_named(name) {
+            kept.append(name, value.clone());
         }
     }
     kept

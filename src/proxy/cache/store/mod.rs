@@ -131,6 +131,11 @@ impl Store {
         None
     }
 
+    /// How many were ever put. Where it has not moved, a second look finds what the first did.
+    pub fn puts(&self) -> u64 {
+        self.counts.stored.load(Relaxed)
+    }
+
     /// Keeps `entry`; one that is under `key` already goes.
     pub fn put(&self, key: Key, entry: Arc<Entry>) {
         let weight = key.weight() + entry.weight() + OVERHEAD;
