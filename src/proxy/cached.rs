@@ -10,8 +10,8 @@ pub enum Cached {
     /// It never came there, or is of no known endpoint.
     #[default]
     Untold,
-    /// It takes no part, for this reason.
-    Bypass(&'static str),
+    /// It takes no part, for the reason of this place in [`DETAILS`].
+    Bypass(u8),
     /// Its `Cache-Control` said `no-store`, or `no-cache`: computed, whatever was kept.
     Request,
     /// Kept, and fresh for so many seconds.
@@ -36,21 +36,27 @@ macro_rules! details {
         /// The reasons of a bypass.
         pub const DETAILS: &[&str] = &[$($detail),*];
 
-        /// `Cache-Status` and the word in the log.
-        fn bypass(detail: &str) -> (&'static str, &'static str) {
-            match detail {
-                $($detail => (concat!("sluicegate;fwd=bypass;detail=", $detail), concat!("bypass:", $detail)),)*
-                _ => ("sluicegate;fwd=bypass", "bypass"),
-            }
-        }
+        /// For each of them `Cache-Status`, and the word in the log.
+        const BYPASSES: &[(&str, &str)] =
+            &[$((concat!("sluicegate;fwd=bypass;detail=", $detail), concat!("bypass:", $detail))),*];
     };
 }
 
 details! {
-    "sampled" "off" "kind" "stateful" "stored" "tools" "remote-content" "not-json" "duplicate-keys" "too-complex"
+    "off" "kind" "sampled" "stateful" "stored" "tools" "remote-content" "not-json" "duplicate-keys" "too-complex"
+}
+
+fn bypass(detail: u8) -> (&'static str, &'static str) {
+    BYPASSES.get(usize::from(detail)).copied().unwrap_or(("sluicegate;fwd=bypass", "bypass"))
 }
 
 impl Cached {
+    #[cfg(test)]
+    pub fn bypassed(detail: &str) -> Self {
+        let place = DETAILS.iter().position(|known| *known == detail).unwrap();
+        Self::Bypass(place.try_into().unwrap())
+    }
+
     /// `Cache-Status`, our member; `text` is room to write it in.
     pub fn status(self, text: &mut Vec<u8>) -> Option<HeaderValue> {
         Some(HeaderValue::from_static(match self {
@@ -106,13 +112,15 @@ mod tests {
 
     #[test]
     fn every_bypass_is_told() {
-        let details: std::collections::HashSet<_> = Bypass::ALL.iter().map(|bypass| bypass.detail()).collect();
-        assert_eq!(details, DETAILS.iter().copied().collect());
-        for detail in details {
-            let told = Cached::Bypass(detail).status(&mut Vec::new()).unwrap();
-            assert_eq!(told, format!("sluicegate;fwd=bypass;detail={detail}"));
-            assert_eq!(Cached::Bypass(detail).word().unwrap(), format!("bypass:{detail}"));
+        for (place, bypass) in Bypass::ALL.into_iter().enumerate() {
+            let detail = bypass.detail();
+            assert_eq!((DETAILS[place], bypass as usize), (detail, place));
+            let told = Cached::Bypass(bypass as u8);
+            assert_eq!(told, Cached::bypassed(detail));
+            assert_eq!(told.status(&mut Vec::new()).unwrap(), format!("sluicegate;fwd=bypass;detail={detail}"));
+            assert_eq!(told.word().unwrap(), format!("bypass:{detail}"));
         }
+        assert_eq!(DETAILS.len(), Bypass::ALL.len());
         assert_eq!(Cached::Hit(3599).status(&mut Vec::new()).unwrap(), "sluicegate;hit;ttl=3599");
         assert_eq!((Cached::Hit(1).word(), Cached::Stored.word()), (Some("hit"), Some("miss")));
         assert_eq!(Cached::Untold.status(&mut Vec::new()), None);

@@ -296,7 +296,7 @@ impl Cache {
                 if wants.only_if_cached {
                     return First::Answer(Err(not_cached(call)));
                 }
-                told.set(other.map_or_else(|bypass| Cached::Bypass(bypass.detail()), |_| Cached::Request));
+                told.set(other.map_or_else(|bypass| Cached::Bypass(bypass as u8), |_| Cached::Request));
                 return First::Plain;
             }
         };

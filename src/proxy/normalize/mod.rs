@@ -271,14 +271,19 @@ fn form_of(head: &Parts, endpoint: Endpoint) -> Form {
         return Form::Opaque;
     }
     let known = !matches!(endpoint, Endpoint::Passthrough | Endpoint::Response | Endpoint::Models | Endpoint::Model);
-    if head
-        .headers
-        .get(header::CONTENT_ENCODING)
-        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
-    {
+    // One pass: each look-up would cost a hash.
+    let (mut coded, mut content_type) = (false, None);
+    for (name, value) in &head.headers {
+        match *name {
+            header::CONTENT_ENCODING => coded |= !value.as_bytes().eq_ignore_ascii_case(b"identity"),
+            header::CONTENT_TYPE if content_type.is_none() => content_type = Some(value.as_bytes()),
+            _ => {}
+        }
+    }
+    if coded {
         return if known { Form::Coded } else { Form::Opaque };
     }
-    let content_type = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let content_type = content_type.unwrap_or_default();
     let essence = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
     if essence.eq_ignore_ascii_case(b"multipart/form-data") {
         Form::Multipart

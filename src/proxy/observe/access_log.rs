@@ -32,7 +32,7 @@ pub(super) fn write(line: &mut Line<'_>, story: &Story, took: Duration) {
         line.number("attempts", u64::from(record.attempts.get()));
     }
     if let Some(cache) = record.cached.get().word() {
-        line.text("cache", cache);
+        line.word("cache", cache);
     }
     line.millis("gateway_ms", story.overhead);
     if !record.queued.get().is_zero() {

@@ -154,9 +154,7 @@ impl Metrics {
 
     fn cache(&self, cached: Cached) {
         let counter = match cached {
-            Cached::Bypass(detail) => {
-                DETAILS.iter().position(|known| *known == detail).and_then(|index| self.bypassed.get(index))
-            }
+            Cached::Bypass(detail) => self.bypassed.get(usize::from(detail)),
             other => other.outcome().and_then(|index| self.cached.get(index)),
         };
         if let Some(counter) = counter {

@@ -237,7 +237,7 @@ fn off_is_off() {
         async |world| {
             for _ in 0..2 {
                 let got = world.ask(call("a", false)).await;
-                assert_eq!((got.cached(), got.body.as_str()), (Cached::Bypass("off"), PLAIN));
+                assert_eq!((got.cached(), got.body.as_str()), (Cached::bypassed("off"), PLAIN));
             }
             assert_eq!(world.asked(), 2);
         },

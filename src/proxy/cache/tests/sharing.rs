@@ -261,7 +261,7 @@ fn sampled_ones_are_never_shared() {
             let sampled = || Call { asked: Asked::default(), ..call("a", false) };
             let got = [world.client(sampled()), world.client(sampled())];
             for got in got {
-                assert_eq!(got.await.unwrap().cached(), Cached::Bypass("sampled"));
+                assert_eq!(got.await.unwrap().cached(), Cached::bypassed("sampled"));
             }
             assert_eq!(world.asked(), 2);
             assert_eq!(world.script.borrow().calls[0].headers.len(), 1, "it goes as it came");
