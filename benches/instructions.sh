@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# What a request and an event cost in instructions of user space: the shipped binary under callgrind, between
-# `sluicegate sim` and curl. Unlike times these barely differ between runs and machines: fit for a gate.
+# What a request, an event and a kept answer cost in instructions of user space: the shipped binary under callgrind,
+# between `sluicegate sim` and curl. Unlike times these barely differ between runs and machines: fit for a gate.
 #
 #   benches/instructions.sh [BINARY]
-#   MAX_REQUEST=60000 MAX_EVENT=9000 benches/instructions.sh     # fails above
+#   MAX_REQUEST=60000 MAX_EVENT=9000 MAX_HIT=40000 benches/instructions.sh     # fails above
+#   CACHE=off benches/instructions.sh                                          # requests and events without a cache
 #
 # Needs valgrind and curl, and the ports 19421 to 19423 of 127.0.0.1.
 set -euo pipefail
@@ -14,26 +15,28 @@ work=$(mktemp -d)
 cd "$work"
 trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$work"' EXIT
 
-body() { # whether to stream
-    printf '{"model":"sim","messages":[{"role":"user","content":"%s"}],"temperature":0.7,"stream":%s}' \
-        "$(printf 'The lock keeper opens the gate. %.0s' {1..28})" "$1"
+body() { # whether to stream, temperature
+    printf '{"model":"sim","messages":[{"role":"user","content":"%s"}],"temperature":%s,"stream":%s}' \
+        "$(printf 'The lock keeper opens the gate. %.0s' {1..28})" "$2" "$1"
 }
-body false >plain.json
-body true >stream.json
+body false 0.7 >plain.json
+body true 0.7 >stream.json
+body false 0 >greedy.json
 cat >gateway.yaml <<Y
 listen: 127.0.0.1:19421
 admin: 127.0.0.1:19422
 backends: [{name: sim, url: 'http://127.0.0.1:19423'}]
 health: {interval: 60s}
+${CACHE:+cache: {mode: $CACHE\}}
 Y
 
 ask() { # body, count: on one connection, one after the other
     curl -sS -o /dev/null -H 'content-type: application/json' --data "@$1" \
-        "http://127.0.0.1:19421/v1/chat/completions?[1-$2]"
+        "http://127.0.0.1:19421/v1/chat/completions#[1-$2]"
 }
 
-instructions() { # body, count, tokens per second: of all these requests together
-    "$binary" sim --listen 127.0.0.1:19423 --length "$tokens" --tokens-per-second "$3" 2>/dev/null &
+instructions() { # body, count, tokens per second, tokens: of all these requests together
+    "$binary" sim --listen 127.0.0.1:19423 --length "$4" --tokens-per-second "$3" 2>/dev/null &
     local sim=$!
     valgrind --tool=callgrind --callgrind-out-file=out --instr-atstart=no \
         "$binary" serve --config gateway.yaml >/dev/null 2>log &
@@ -48,9 +51,15 @@ instructions() { # body, count, tokens per second: of all these requests togethe
     awk '/^(summary|totals):/ { sum = $2 } END { print sum }' out
 }
 
-request=$(($(instructions plain.json "$requests" 0) / requests))
+request=$(($(instructions plain.json "$requests" 0 "$tokens") / requests))
 # Paced, so that each event is a wake-up of its own; the request before them is part of it.
-event=$(($(instructions stream.json "$streams" 200) / (streams * tokens)))
+event=$(($(instructions stream.json "$streams" 200 "$tokens") / (streams * tokens)))
 echo "instructions per request: $request"
 echo "instructions per streamed event: $event"
-((request <= ${MAX_REQUEST:-request} && event <= ${MAX_EVENT:-event}))
+if [[ ${CACHE:-} != off ]]; then
+    hit=$(($(instructions greedy.json "$requests" 0 "$tokens") / requests))
+    long=$(($(instructions greedy.json "$requests" 0 12000) / requests))
+    echo "instructions per kept answer: $hit"
+    echo "instructions per kept answer of 64 KiB: $long"
+fi
+((request <= ${MAX_REQUEST:-request} && event <= ${MAX_EVENT:-event} && ${hit:-0} <= ${MAX_HIT:-${hit:-0}}))

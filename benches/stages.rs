@@ -168,6 +168,7 @@ fn kept(n: u64, body: &bytes::Bytes) -> (Key, Arc<Entry>) {
         tenant: Tenant::default(),
         stored: now,
         expires: now + Duration::from_secs(3600),
+        strict: false,
     };
     (key, Arc::new(entry))
 }
