@@ -36,9 +36,11 @@ macro_rules! details {
         /// The reasons of a bypass.
         pub const DETAILS: &[&str] = &[$($detail),*];
 
-        /// For each of them `Cache-Status`, and the word in the log.
-        const BYPASSES: &[(&str, &str)] =
-            &[$((concat!("sluicegate;fwd=bypass;detail=", $detail), concat!("bypass:", $detail))),*];
+        /// For each of them `Cache-Status`, and the word in the log. Made at compile time: each byte is looked at.
+        static BYPASSES: [(HeaderValue, &str); DETAILS.len()] = [$((
+            HeaderValue::from_static(concat!("sluicegate;fwd=bypass;detail=", $detail)),
+            concat!("bypass:", $detail),
+        )),*];
     };
 }
 
@@ -46,8 +48,8 @@ details! {
     "off" "kind" "sampled" "stateful" "stored" "tools" "remote-content" "not-json" "duplicate-keys" "too-complex"
 }
 
-fn bypass(detail: u8) -> (&'static str, &'static str) {
-    BYPASSES.get(usize::from(detail)).copied().unwrap_or(("sluicegate;fwd=bypass", "bypass"))
+fn bypass(detail: u8) -> Option<&'static (HeaderValue, &'static str)> {
+    BYPASSES.get(usize::from(detail))
 }
 
 impl Cached {
@@ -59,7 +61,7 @@ impl Cached {
 
     /// `Cache-Status`, our member; `text` is room to write it in.
     pub fn status(self, text: &mut Vec<u8>) -> Option<HeaderValue> {
-        Some(HeaderValue::from_static(match self {
+        Some(match self {
             Self::Untold => return None,
             Self::Hit(ttl) => {
                 text.clear();
@@ -67,21 +69,21 @@ impl Cached {
                 digits::decimal(text, ttl);
                 return HeaderValue::from_bytes(text).ok();
             }
-            Self::Bypass(detail) => bypass(detail).0,
-            Self::Request => "sluicegate;fwd=request",
-            Self::Collapsed => "sluicegate;fwd=miss;collapsed",
-            Self::Miss => "sluicegate;fwd=miss",
-            Self::Stored => "sluicegate;fwd=miss;stored",
-            Self::Stale => "sluicegate;fwd=stale;detail=stale-if-error",
-            Self::Absent => "sluicegate;detail=only-if-cached",
-        }))
+            Self::Bypass(detail) => bypass(detail)?.0.clone(),
+            Self::Request => const { HeaderValue::from_static("sluicegate;fwd=request") },
+            Self::Collapsed => const { HeaderValue::from_static("sluicegate;fwd=miss;collapsed") },
+            Self::Miss => const { HeaderValue::from_static("sluicegate;fwd=miss") },
+            Self::Stored => const { HeaderValue::from_static("sluicegate;fwd=miss;stored") },
+            Self::Stale => const { HeaderValue::from_static("sluicegate;fwd=stale;detail=stale-if-error") },
+            Self::Absent => const { HeaderValue::from_static("sluicegate;detail=only-if-cached") },
+        })
     }
 
     /// In one word, for the log.
     pub fn word(self) -> Option<&'static str> {
         match self {
             Self::Untold => None,
-            Self::Bypass(detail) => Some(bypass(detail).1),
+            Self::Bypass(detail) => Some(bypass(detail)?.1),
             _ => OUTCOMES.get(self.outcome()?).copied(),
         }
     }

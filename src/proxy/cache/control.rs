@@ -116,7 +116,7 @@ pub(super) fn downstream(headers: &mut HeaderMap, rule: Downstream, left: Durati
         return;
     }
     let value = match rule {
-        Downstream::Private => Some(HeaderValue::from_static("private")),
+        Downstream::Private => Some(const { HeaderValue::from_static("private") }),
         Downstream::Public => HeaderValue::try_from(format!("public, max-age={}", left.as_secs())).ok(),
     };
     if let Some(value) = value {
