@@ -17,6 +17,8 @@ use std::{
 
 use tokio::sync::Notify;
 
+use crate::runtime::hash::Quick;
+
 /// A worker's mailbox.
 #[derive(Debug, Default)]
 pub struct Home(Mutex<Mail>);
@@ -34,12 +36,19 @@ struct Mail {
 #[derive(Default)]
 pub struct Desk {
     home: Arc<Home>,
-    /// transcript → its readers that wait on this worker, by their slot.
-    waiting: RefCell<HashMap<u64, HashMap<usize, Waker>>>,
+    /// transcript → its readers that wait on this worker.
+    waiting: RefCell<HashMap<u64, Waiting, Quick>>,
     pumps: RefCell<HashMap<u64, Rc<dyn Pump>>>,
     /// Pumps that live.
     running: Cell<usize>,
     idle: Notify,
+}
+
+/// Readers of one transcript, by their slot. Its room serves again from frame to frame.
+#[derive(Default)]
+struct Waiting {
+    wakers: Vec<Option<Waker>>,
+    count: usize,
 }
 
 /// What writes a transcript.
@@ -102,9 +111,19 @@ impl Desk {
                 }
             }
             for transcript in rung {
-                let waiting = self.waiting.borrow_mut().remove(&transcript);
-                waiting.into_iter().flatten().for_each(|(_, waker)| waker.wake());
+                self.wake(transcript);
             }
+        }
+    }
+
+    /// Wakes those who wait for `transcript`.
+    fn wake(&self, transcript: u64) {
+        let Some(mut wakers) = self.waiting.borrow_mut().get_mut(&transcript).map(Waiting::take) else { return };
+        wakers.drain(..).flatten().for_each(Waker::wake);
+        if let Some(waiting) = self.waiting.borrow_mut().get_mut(&transcript)
+            && waiting.wakers.is_empty()
+        {
+            waiting.wakers = wakers;
         }
     }
 
@@ -143,6 +162,12 @@ impl Desk {
         }
     }
 
+    /// Transcripts that somebody here waits for, or did.
+    #[cfg(test)]
+    pub(super) fn awaited(&self) -> usize {
+        self.waiting.borrow().len()
+    }
+
     pub(super) fn home(&self) -> &Arc<Home> {
         &self.home
     }
@@ -150,7 +175,7 @@ impl Desk {
     /// Has `waker` woken when `transcript` moves on.
     pub(super) fn wait(&self, transcript: u64, slot: usize, waker: &Waker) {
         let mut waiting = self.waiting.borrow_mut();
-        let old = waiting.entry(transcript).or_default().insert(slot, waker.clone());
+        let old = waiting.entry(transcript).or_default().put(slot, waker.clone());
         drop(waiting);
         drop(old);
     }
@@ -159,12 +184,35 @@ impl Desk {
     pub(super) fn forget(&self, transcript: u64, slot: usize) {
         let mut waiting = self.waiting.borrow_mut();
         let Some(readers) = waiting.get_mut(&transcript) else { return };
-        let waker = readers.remove(&slot);
-        if readers.is_empty() {
+        let waker = readers.forget(slot);
+        if readers.count == 0 {
             waiting.remove(&transcript);
         }
         drop(waiting);
         drop(waker);
+    }
+}
+
+impl Waiting {
+    /// Gives the one that stood there.
+    fn put(&mut self, slot: usize, waker: Waker) -> Option<Waker> {
+        if slot >= self.wakers.len() {
+            self.wakers.resize_with(slot + 1, || None);
+        }
+        let old = self.wakers[slot].replace(waker);
+        self.count += usize::from(old.is_none());
+        old
+    }
+
+    fn forget(&mut self, slot: usize) -> Option<Waker> {
+        let waker = self.wakers.get_mut(slot)?.take();
+        self.count -= usize::from(waker.is_some());
+        waker
+    }
+
+    fn take(&mut self) -> Vec<Option<Waker>> {
+        self.count = 0;
+        std::mem::take(&mut self.wakers)
     }
 }
 

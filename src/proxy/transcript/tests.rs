@@ -148,6 +148,49 @@ fn what_is_held_is_counted_and_given_back() {
 }
 
 #[test]
+fn who_waits_is_woken_once_and_leaves_nothing_at_the_desk() {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
+    let (desk, live) = world();
+    let mail = runtime.spawn_local(Rc::clone(&desk).run());
+    let settle = || {
+        runtime.block_on(async {
+            for _ in 0..5 {
+                tokio::task::yield_now().await;
+            }
+        });
+    };
+    let (mut writer, first) = Transcript::begin(&desk, CAP, &live);
+    let transcript = Arc::clone(writer.transcript());
+    let mut readers = vec![first];
+    readers.extend((1..4).map(|_| transcript.join(&desk).unwrap()));
+    let flags: Vec<_> = readers.iter().map(|_| flag()).collect();
+    let woken = || flags.iter().map(|(flag, _)| flag.0.load(Relaxed)).collect::<Vec<_>>();
+    for round in 1..4 {
+        // The last waits with two wakers, of which the second counts; another leaves while it waits.
+        for (reader, (_, waker)) in readers.iter_mut().zip(&flags) {
+            assert!(reader.poll_next(Some(waker)).is_pending());
+        }
+        assert!(readers.last_mut().unwrap().poll_next(Some(&flags[0].1)).is_pending());
+        drop(readers.remove(1));
+        let before = woken();
+        writer.push(&bytes(10));
+        settle();
+        let after: Vec<_> = woken().iter().zip(&before).map(|(after, before)| after - before).collect();
+        assert_eq!(after.iter().sum::<u64>(), readers.len() as u64, "round {round}");
+        for reader in &mut readers {
+            assert!(matches!(reader.poll_next(None), Poll::Ready(Next::Frame(_))));
+        }
+        if readers.len() < 2 {
+            break;
+        }
+    }
+    assert_eq!(desk.awaited(), 1);
+    drop(readers);
+    assert_eq!(desk.awaited(), 0);
+    mail.abort();
+}
+
+#[test]
 fn what_is_sealed_is_counted_beside_the_frames() {
     let (desk, live) = world();
     let (mut writer, reader) = Transcript::begin(&desk, CAP, &live);
