@@ -96,8 +96,9 @@ pub fn from_text(text: &str, path: Option<&Path>, env: &Env, flags: &Flags) -> R
     let (mut root, yaml_faults) = tree::parse(text);
     let mut source = Source::new(text, path, &root);
     let no_section = !matches!(root.value, Value::Map(_));
-    // Either way the tree does not know of all secrets; and what is not there is not missing.
+    // What is not there is not missing then.
     source.cut_off = no_section || yaml_faults.iter().any(|fault| fault.fatal);
+    source.incomplete = source.cut_off || yaml_faults.iter().any(|fault| fault.left_out);
     let mut problems: Vec<Problem> = yaml_faults.iter().map(|fault| source.yaml(fault)).collect();
 
     let mut faults = Vec::new();
@@ -241,8 +242,10 @@ pub(super) struct Source {
     base: PathBuf,
     lines: Vec<String>,
     secrets: secret::Secrets,
-    /// The text is no section, or ends at a syntax error: the tree does not know of all secrets.
+    /// The text is no section, or ends at a syntax error.
     cut_off: bool,
+    /// The tree does not know of all secrets.
+    incomplete: bool,
     /// Path as `FileConfig` has it (holes not counted) → place, and path as it was written.
     places: HashMap<String, (At, String)>,
     /// Fields, as written, that were given and were wrong: to call them missing too would be one word too many.
@@ -261,6 +264,7 @@ impl Source {
             lines: text.lines().map(str::to_owned).collect(),
             secrets: secret::Secrets::of(root),
             cut_off: false,
+            incomplete: false,
             places: HashMap::new(),
             given: HashSet::new(),
             from_env: HashSet::new(),
@@ -370,7 +374,7 @@ impl Source {
     /// The source line, blanked, with the caret's place in it.
     fn snippet(&self, span: &Span) -> Option<Snippet> {
         const MOST: usize = 160;
-        if self.cut_off && secret::may_be_secret(&self.lines, span.line) {
+        if self.incomplete && secret::may_be_secret(&self.lines, span.line) {
             return None;
         }
         let line = self.lines.get(span.line.checked_sub(1)?)?;

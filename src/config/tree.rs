@@ -69,6 +69,8 @@ pub(super) struct Fault {
     pub(super) help: Option<String>,
     /// Nothing behind it was read.
     pub(super) fatal: bool,
+    /// What it is about is not in the tree.
+    pub(super) left_out: bool,
 }
 
 impl Node {
@@ -234,7 +236,8 @@ impl Builder {
                 Some((key, at)) => match frame.seen.get(&key).filter(|_| key != MERGE) {
                     Some(first) => {
                         let fault = Fault::at(at, format!("`{}` is given twice", super::secret::shown_key(&key)));
-                        self.faults.push(fault.help(format!("first given in line {first}")));
+                        let fault = fault.help(format!("first given in line {first}"));
+                        self.faults.push(Fault { left_out: true, ..fault });
                     }
                     None => {
                         frame.seen.insert(key.clone(), at.line);
@@ -288,7 +291,7 @@ fn can_merge(node: &Node) -> bool {
 
 impl Fault {
     fn at(span: Span, reason: impl Into<String>) -> Self {
-        Self { span, reason: reason.into(), help: None, fatal: false }
+        Self { span, reason: reason.into(), help: None, fatal: false, left_out: false }
     }
 
     fn help(mut self, help: impl Into<String>) -> Self {
