@@ -8,6 +8,7 @@
 use std::{borrow::Cow, fmt, ops::Range};
 
 mod canonical;
+mod object;
 mod read;
 mod text;
 
@@ -15,6 +16,7 @@ mod text;
 mod tests;
 
 pub use canonical::{Canonicaliser, Notes, Omit, Unfit};
+pub(crate) use object::{Member, Object, Raw, Writer};
 pub(crate) use read::{Reader, Text};
 pub use text::{decode, write_string};
 

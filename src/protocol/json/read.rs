@@ -74,7 +74,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The bytes from `start` up to the cursor.
-    pub(super) fn since(&self, start: usize) -> &'a [u8] {
+    pub(crate) fn since(&self, start: usize) -> &'a [u8] {
         &self.bytes[start..self.at]
     }
 
