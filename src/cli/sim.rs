@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
-use crate::sim::{Config, Engine, Fault, LateModel, Pace, Sim};
+use crate::sim::{
+    Config, Engine, Fault, LateModel, Pace, Sim,
+    metadata::{self, Cloud, Metadata},
+};
 
 /// One simulated OpenAI-compatible backend, for trying things out; the same one that tests, benches and the demo use.
 #[derive(Clone, Debug, clap::Args)]
@@ -38,20 +41,34 @@ pub struct Args {
     /// Tokens after which every answer stops by itself; unset: 8 to 71, by prompt
     #[arg(long, value_name = "TOKENS")]
     pub length: Option<u64>,
-    /// What goes wrong: KIND, then any of `after=TOKENS`, `times=N`, `p=SHARE`, `ms=N`, `path=PREFIX`, joined by commas;
-    /// may be repeated
+    /// Tokens end inside characters, as a byte-level tokenizer's do: an id comes before its text
+    #[arg(long)]
+    pub split_utf8: bool,
+    /// `return_token_ids` is answered with 400, as by an older vLLM
+    #[arg(long)]
+    pub no_token_ids: bool,
+    /// What goes wrong: KIND, then any of `after=POINT`, `times=N`, `p=SHARE`, `ms=N`, `path=PREFIX`, `text=PART`, joined
+    /// by commas; may be repeated
     #[arg(long, value_name = "FAULT")]
     pub fault: Vec<Fault>,
+    /// In place of a backend, a cloud's metadata service, for `sluicegate agent --endpoint`
+    #[arg(long, value_enum, value_name = "CLOUD")]
+    pub metadata: Option<Cloud>,
+    /// With --metadata: the machine has notice after this time
+    #[arg(long, requires = "metadata", value_name = "TIME", value_parser = duration)]
+    pub notice_after: Option<Duration>,
 }
 
 const EXAMPLES: &str = "\
 Faults: die, reset, hang, stall, 503, 429, empty-500, refuse, slow-health, loading, cut-event, clean-fin, short-body,
-long-body, bad-head, header-bomb, interim-bomb, error-event, abort, silent-close. The same at POST /sim/fault.
+long-body, bad-head, header-bomb, interim-bomb, error-event, abort, silent-close, freeze. The same at POST /sim/fault.
+POINT: a number of tokens, or nothing (before the head), last (before the finish), finish, usage (after them).
 
 Examples:
   sluicegate sim --listen 127.0.0.1:8001 --ttft 200ms --tokens-per-second 50
   sluicegate sim --engine llamacpp --slots 4 --fault die-after=20
-  sluicegate sim --fault 503,p=0.1 --fault stall,after=5,times=1";
+  sluicegate sim --fault 503,p=0.1 --fault stall,after=5,times=1
+  sluicegate sim --metadata aws --listen 127.0.0.1:1338 --notice-after 20s";
 
 /// A number with its unit: `ms`, `s` or `m`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -79,6 +96,8 @@ impl From<Args> for Config {
             slots: args.slots,
             seed: args.seed,
             length: args.length,
+            split_utf8: args.split_utf8,
+            token_ids: !args.no_token_ids,
             faults: args.fault,
             ..Self::default()
         }
@@ -89,6 +108,9 @@ impl From<Args> for Config {
 #[expect(clippy::print_stderr, reason = "a command talks on stderr")]
 pub fn run(args: Args) -> ExitCode {
     let listen = args.listen;
+    if let Some(cloud) = args.metadata {
+        return metadata(cloud, listen, args.notice_after);
+    }
     let sim = match Sim::start(args.into()) {
         Ok(sim) => sim,
         Err(error) => {
@@ -115,6 +137,37 @@ pub fn run(args: Args) -> ExitCode {
     }
     eprintln!("sluicegate sim: dead, as its faults asked");
     ExitCode::from(1)
+}
+
+/// Runs a metadata service until it is interrupted.
+#[expect(clippy::print_stderr, reason = "a command talks on stderr")]
+fn metadata(cloud: Cloud, listen: SocketAddr, notice_after: Option<Duration>) -> ExitCode {
+    let started = Metadata::start(metadata::Config { listen, ..metadata::Config::of(cloud) });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let (service, runtime) = match (started, runtime) {
+        (Ok(service), Ok(runtime)) => (service, runtime),
+        (Err(error), _) | (_, Err(error)) => {
+            eprintln!("sluicegate sim: cannot serve metadata on {listen}: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    eprintln!("sluicegate sim: metadata of {cloud:?} on {}", service.url());
+    let noticed = async {
+        if let Some(after) = notice_after {
+            tokio::time::sleep(after).await;
+            let (action, lead) = cloud.notice();
+            service.notice(action, lead);
+            eprintln!("sluicegate sim: this machine has notice to {action}, {} s", lead.as_secs());
+        }
+        std::future::pending::<()>().await;
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            () = noticed => {}
+            () = super::demo::interrupted() => {}
+        }
+    });
+    ExitCode::SUCCESS
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! so that cuts inside a character and escapes in JSON happen by themselves.
 
 /// What is spoken. A token's id is its place here.
-const WORDS: [&str; 64] = [
+pub(crate) const WORDS: [&str; 64] = [
     " river",
     " stone",
     " and",
@@ -126,6 +126,11 @@ impl Source {
         }
         Some((i, 0))
     }
+}
+
+/// Whether `spoken` are the first tokens of `source`.
+pub(crate) fn begins(source: &Source, spoken: &[u32]) -> bool {
+    spoken.iter().enumerate().all(|(i, id)| *id == source.id(i as u64))
 }
 
 /// The first `n` tokens a sim answers `prompt` with. For a chat `prompt` is the text of all messages joined by `\n`:

@@ -18,10 +18,12 @@ mod engine;
 mod generate;
 mod http2;
 pub(crate) mod io;
+pub mod metadata;
 mod pace;
 mod script;
 mod server;
 mod state;
+mod vocabulary;
 mod websocket;
 mod wire;
 
@@ -48,7 +50,7 @@ pub use self::{
     engine::Engine,
     generate::{Source, expected},
     pace::Pace,
-    script::{Fault, Kind},
+    script::{Fault, Kind, Once, Point},
     state::{Request, Snapshot},
 };
 
@@ -73,6 +75,11 @@ pub struct Config {
     pub idle: Option<Duration>,
     /// Requests on one connection before it is closed; unset = as the engine does.
     pub requests_per_connection: Option<u64>,
+    /// Tokens end inside characters: a word that ends in a character of several bytes is shown only with the token
+    /// after it, as by a byte-level tokenizer. Its id is told at once.
+    pub split_utf8: bool,
+    /// Whether `return_token_ids` is known; an older vLLM answers 400.
+    pub token_ids: bool,
     pub faults: Vec<Fault>,
 }
 
@@ -106,6 +113,8 @@ impl Default for Config {
             length: None,
             idle: None,
             requests_per_connection: None,
+            split_utf8: false,
+            token_ids: true,
             faults: Vec::new(),
         }
     }
@@ -221,6 +230,19 @@ impl Handle {
         self.order(Order::Revive)
     }
 
+    /// Stands still, as after SIGSTOP: connections stay open, the kernel accepts more, nothing is read or written until
+    /// [`Handle::thaw`]. A kill or a revival waits for that too.
+    pub fn freeze(&self) {
+        self.shared.set_frozen(true);
+        // Full: it has orders to read, stands still once it has, and reads this one later.
+        let _ = self.shared.orders.try_send(Order::Freeze);
+    }
+
+    /// Goes on after [`Handle::freeze`] or a fault that froze it.
+    pub fn thaw(&self) {
+        self.shared.set_frozen(false);
+    }
+
     /// Whether it is alive: not killed, and not dead by a fault.
     pub fn is_alive(&self) -> bool {
         *self.shared.alive.borrow()
@@ -254,6 +276,7 @@ fn ended() -> Error {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        self.thaw();
         // Full means that orders are being read: try until there is room, or nobody to tell.
         while let Err(mpsc::error::TrySendError::Full(_)) = self.shared.orders.try_send(Order::Stop) {
             std::thread::yield_now();
@@ -318,6 +341,10 @@ impl Main {
             Order::Refuse(time) => {
                 *listener = None;
                 self.reopen = Some(Instant::now() + time);
+                (None, Ok(()))
+            }
+            Order::Freeze => {
+                self.shared.stand_still();
                 (None, Ok(()))
             }
             Order::Stop => (None, Ok(())),

@@ -1,11 +1,20 @@
 //! Faults on cue: what goes wrong, when, and how often.
 //!
-//! A fault is written as `kind[,after=TOKENS][,times=N][,p=SHARE][,ms=N][,path=PREFIX]` on the command line
-//! (`die-after=20` is short for `die,after=20`) and as `{"fault":"kind","after_tokens":…,"times":…,"probability":…,
-//! "ms":…,"path":"…"}` at `POST /sim/fault`. Without `times` a flag lasts for ever, an order at the control endpoint
+//! A fault is written as `kind[,after=POINT][,times=N][,p=SHARE][,ms=N][,path=PREFIX][,text=PART]` on the command line
+//! (`die-after=20` is short for `die,after=20`) and as `{"fault":"kind","after_tokens":…,"after":"…","times":…,
+//! "probability":…,"ms":…,"path":"…","text":"…"}` at `POST /sim/fault`. POINT is a number of tokens, or `nothing`,
+//! `last`, `finish`, `usage` ([`Point`]). Without `times` a flag lasts for ever, an order at the control endpoint
 //! once. The first fault in the list that fits a request is used up by it.
 
-use std::{fmt, str::FromStr, sync::Mutex, time::Duration};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -54,14 +63,78 @@ pub enum Kind {
     Abort,
     /// The answer is whole; the kept-alive connection is closed when its next request comes.
     SilentClose,
+    /// The whole backend stands still after `after` tokens, as after SIGSTOP, until it is thawed.
+    Freeze,
+}
+
+/// Where in an answer a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// Before the head: nothing is sent.
+    Nothing,
+    /// After what opens a stream and so many tokens; at the latest before the finish.
+    Tokens(u64),
+    /// When all is said but the finish. Where the finish rides with the last token: before that token.
+    Last,
+    /// After the finish; what comes behind it is missing: usage, the terminator.
+    Finish,
+    /// After usage, where it was asked for; the terminator is missing.
+    Usage,
+}
+
+impl Point {
+    const NAMES: [(&str, Self); 4] =
+        [("nothing", Self::Nothing), ("last", Self::Last), ("finish", Self::Finish), ("usage", Self::Usage)];
+}
+
+impl FromStr for Point {
+    type Err = String;
+
+    fn from_str(written: &str) -> Result<Self, String> {
+        match Self::NAMES.iter().find(|(name, _)| *name == written) {
+            Some((_, point)) => Ok(*point),
+            None => number(written).map(Self::Tokens),
+        }
+    }
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self, Self::NAMES.iter().find(|(_, point)| point == self)) {
+            (Self::Tokens(tokens), _) => write!(f, "{tokens}"),
+            (_, Some((name, _))) => f.write_str(name),
+            (_, None) => Ok(()),
+        }
+    }
+}
+
+/// Makes a fault that several sims know strike only one of them, whichever is first.
+#[derive(Clone, Debug, Default)]
+pub struct Once(Arc<AtomicBool>);
+
+impl Once {
+    fn is_spent(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+
+    fn spend(&self) -> bool {
+        !self.0.swap(true, Relaxed)
+    }
+}
+
+/// The same one, not one in the same state.
+impl PartialEq for Once {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// One fault and when it strikes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
     pub kind: Kind,
-    /// Tokens that are sent first.
-    pub after: u64,
+    /// What is sent first.
+    pub after: Point,
     /// How many more requests it strikes; `None` = for ever.
     pub times: Option<u64>,
     /// Share of the fitting requests it strikes, by seed.
@@ -70,18 +143,45 @@ pub struct Fault {
     pub lasts: Duration,
     /// Strikes only paths that begin so; by default all but health, metrics, model lists and `/sim/`.
     pub path: Option<String>,
+    /// Strikes only requests whose body has this in it.
+    pub text: Option<String>,
+    /// Strikes once in all, over every sim that has it.
+    pub once: Option<Once>,
 }
 
 impl Fault {
-    /// Strikes every request, at once.
+    /// Strikes every request, before its first token; a reset before its head.
     pub fn new(kind: Kind) -> Self {
-        Self { kind, after: 0, times: None, probability: 1.0, lasts: Duration::from_secs(1), path: None }
+        let after = if kind == Kind::Reset { Point::Nothing } else { Point::Tokens(0) };
+        let lasts = Duration::from_secs(1);
+        Self { kind, after, times: None, probability: 1.0, lasts, path: None, text: None, once: None }
     }
 
     /// Strikes after so many tokens.
     #[must_use]
     pub fn after(mut self, tokens: u64) -> Self {
-        self.after = tokens;
+        self.after = Point::Tokens(tokens);
+        self
+    }
+
+    /// Strikes there.
+    #[must_use]
+    pub fn at(mut self, point: Point) -> Self {
+        self.after = point;
+        self
+    }
+
+    /// Strikes only requests whose body has `text` in it.
+    #[must_use]
+    pub fn with(mut self, text: &str) -> Self {
+        self.text = Some(text.to_owned());
+        self
+    }
+
+    /// Strikes once in all, over every sim that gets a clone of it.
+    #[must_use]
+    pub fn once(mut self) -> Self {
+        self.once = Some(Once::default());
         self
     }
 
@@ -114,14 +214,27 @@ impl Fault {
         let name = order["fault"].as_str().ok_or("\"fault\" must name one")?;
         let mut fault: Self = name.parse()?;
         fault.times = Some(order["times"].as_u64().unwrap_or(1));
-        fault.after = order["after_tokens"].as_u64().unwrap_or(fault.after);
+        fault.after = order["after_tokens"].as_u64().map_or(fault.after, Point::Tokens);
+        if let Some(point) = order["after"].as_str() {
+            fault.after = point.parse()?;
+        }
         fault.probability = order["probability"].as_f64().unwrap_or(1.0);
         fault.lasts = order["ms"].as_u64().map_or(fault.lasts, Duration::from_millis);
         fault.path = order["path"].as_str().map(str::to_owned);
+        fault.text = order["text"].as_str().map(str::to_owned);
         Ok(fault)
     }
 
-    fn fits(&self, path: &str) -> bool {
+    fn is_spent(&self) -> bool {
+        self.once.as_ref().is_some_and(Once::is_spent)
+    }
+
+    fn fits(&self, path: &str, body: &[u8]) -> bool {
+        let has = |text: &String| memchr::memmem::find(body, text.as_bytes()).is_some();
+        self.text.as_ref().is_none_or(has) && self.is_for(path)
+    }
+
+    fn is_for(&self, path: &str) -> bool {
         match &self.path {
             Some(prefix) => path.starts_with(prefix.as_str()),
             None if self.kind.is_of_health() => is_health(path),
@@ -141,7 +254,7 @@ fn is_watched(path: &str) -> bool {
 }
 
 /// Names as written, in the order of the documentation.
-const NAMES: [(&str, Kind); 20] = [
+const NAMES: [(&str, Kind); 21] = [
     ("die", Kind::Die),
     ("reset", Kind::Reset),
     ("hang", Kind::Hang),
@@ -162,6 +275,7 @@ const NAMES: [(&str, Kind); 20] = [
     ("error-event", Kind::ErrorEvent),
     ("abort", Kind::Abort),
     ("silent-close", Kind::SilentClose),
+    ("freeze", Kind::Freeze),
 ];
 
 impl Kind {
@@ -189,20 +303,21 @@ impl FromStr for Fault {
         let mut parts = written.split(',');
         let first = parts.next().unwrap_or_default();
         let mut fault = match first.split_once("-after=") {
-            Some((name, tokens)) => Self::new(Kind::parse(name)?).after(number(tokens)?),
+            Some((name, point)) => Self::new(Kind::parse(name)?).at(point.parse()?),
             None => Self::new(Kind::parse(first)?),
         };
         for part in parts {
             let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not key=value"))?;
             match key {
-                "after" => fault.after = number(value)?,
+                "after" => fault.after = value.parse()?,
                 "times" => fault.times = Some(number(value)?),
                 "p" => {
                     fault.probability = value.parse().map_err(|_| format!("`{value}` is not a share from 0 to 1"))?
                 }
                 "ms" => fault.lasts = Duration::from_millis(number(value)?),
                 "path" => fault.path = Some(value.to_owned()),
-                _ => return Err(format!("unknown key `{key}`; there are after, times, p, ms, path")),
+                "text" => fault.text = Some(value.to_owned()),
+                _ => return Err(format!("unknown key `{key}`; there are after, times, p, ms, path, text")),
             }
         }
         Ok(fault)
@@ -221,6 +336,9 @@ impl fmt::Display for Fault {
         }
         if let Some(path) = &self.path {
             write!(f, ",path={path}")?;
+        }
+        if let Some(text) = &self.text {
+            write!(f, ",text={text}")?;
         }
         Ok(())
     }
@@ -250,6 +368,7 @@ impl Script {
     /// Puts one at the end of the list; `false` when the list is full.
     pub(crate) fn add(&self, fault: Fault) -> bool {
         let mut list = self.lock();
+        list.faults.retain(|known| !known.is_spent());
         let room = list.faults.len() < MOST;
         if room {
             list.faults.push(fault);
@@ -267,17 +386,18 @@ impl Script {
     }
 
     /// The fault that strikes this request, used up by one.
-    pub(crate) fn strike(&self, path: &str) -> Option<Fault> {
+    pub(crate) fn strike(&self, path: &str, body: &[u8]) -> Option<Fault> {
         let mut list = self.lock();
         if list.faults.is_empty() {
             return None;
         }
         let (seed, mut drawn) = (self.seed, list.drawn);
         let at = list.faults.iter().position(|fault| {
-            fault.fits(path) && {
+            let struck = fault.fits(path, body) && {
                 drawn += 1;
                 (mix(seed ^ mix(drawn)) as f64 / u64::MAX as f64) < fault.probability || fault.probability >= 1.0
-            }
+            };
+            struck && fault.once.as_ref().is_none_or(Once::spend)
         });
         list.drawn = drawn;
         let at = at?;
@@ -308,7 +428,13 @@ mod tests {
         }
         assert_eq!("die-after=20".parse::<Fault>().unwrap(), Fault::new(Kind::Die).after(20));
         let full: Fault = "stall,after=3,times=2,p=0.5,ms=40,path=/v1/chat".parse().unwrap();
-        assert_eq!((full.after, full.times, full.probability, full.lasts.as_millis()), (3, Some(2), 0.5, 40));
+        assert_eq!((full.times, full.probability, full.lasts.as_millis()), (Some(2), 0.5, 40));
+        assert_eq!((full.after, full.path.as_deref()), (Point::Tokens(3), Some("/v1/chat")));
+        for (name, point) in Point::NAMES {
+            let fault: Fault = format!("die-after={name},text=x").parse().unwrap();
+            assert_eq!((fault.after, fault.text.as_deref()), (point, Some("x")));
+            assert_eq!(fault.to_string().parse::<Fault>().unwrap(), fault);
+        }
     }
 
     #[test]
@@ -321,11 +447,22 @@ mod tests {
     #[test]
     fn a_fault_strikes_its_paths_so_many_times() {
         let script = Script::new(vec![Fault::new(Kind::Reset).times(2), Fault::new(Kind::Loading)], 0);
-        assert_eq!(script.strike("/health").unwrap().kind, Kind::Loading);
-        assert_eq!(script.strike("/v1/models"), None);
-        assert!(script.strike("/v1/chat/completions").is_some());
-        assert!(script.strike("/anything").is_some());
-        assert!(script.strike("/anything").is_none());
+        assert_eq!(script.strike("/health", b"").unwrap().kind, Kind::Loading);
+        assert_eq!(script.strike("/v1/models", b""), None);
+        assert!(script.strike("/v1/chat/completions", b"").is_some());
+        assert!(script.strike("/anything", b"").is_some());
+        assert!(script.strike("/anything", b"").is_none());
+    }
+
+    #[test]
+    fn one_that_several_know_strikes_once_and_only_what_it_names() {
+        let fault = Fault::new(Kind::Die).with("cell 7").once();
+        let (one, two) = (Script::new(vec![fault.clone()], 0), Script::new(vec![fault.clone()], 0));
+        assert!(one.strike("/x", b"cell 8").is_none());
+        assert!(two.strike("/x", b"a cell 7 b").is_some());
+        assert!(one.strike("/x", b"cell 7").is_none() && two.strike("/x", b"cell 7").is_none());
+        one.add(Fault::new(Kind::Die));
+        assert_eq!(one.written().len(), 1);
     }
 
     #[test]
@@ -333,8 +470,8 @@ mod tests {
         let mut half = Fault::new(Kind::Reset);
         half.probability = 0.5;
         let (one, two) = (Script::new(vec![half.clone()], 9), Script::new(vec![half], 9));
-        let hits: Vec<bool> = (0..200).map(|_| one.strike("/x").is_some()).collect();
-        assert_eq!(hits, (0..200).map(|_| two.strike("/x").is_some()).collect::<Vec<_>>());
+        let hits: Vec<bool> = (0..200).map(|_| one.strike("/x", b"").is_some()).collect();
+        assert_eq!(hits, (0..200).map(|_| two.strike("/x", b"").is_some()).collect::<Vec<_>>());
         assert!((60..140).contains(&hits.iter().filter(|hit| **hit).count()));
     }
 }

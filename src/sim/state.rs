@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -99,6 +99,8 @@ pub(crate) enum Order {
     Revive(Done),
     /// Nothing listens for so long; open connections stay.
     Refuse(Duration),
+    /// Stands still until thawed.
+    Freeze,
     /// The sim ends.
     Stop,
 }
@@ -118,6 +120,8 @@ pub(crate) struct Shared {
     pub(crate) alive: watch::Sender<bool>,
     changed: Notify,
     dying: AtomicBool,
+    frozen: Mutex<bool>,
+    thawed: Condvar,
     seats: Arc<Semaphore>,
     models: Mutex<Models>,
     seen: Mutex<Seen>,
@@ -154,6 +158,8 @@ impl Shared {
             alive: watch::Sender::new(true),
             changed: Notify::new(),
             dying: AtomicBool::new(false),
+            frozen: Mutex::new(false),
+            thawed: Condvar::new(),
             seats: Arc::new(Semaphore::new(slots)),
             models: Mutex::default(),
             seen: Mutex::default(),
@@ -212,6 +218,17 @@ impl Shared {
     /// From now on what ends was killed, and did not leave.
     pub(crate) fn set_dying(&self, dying: bool) {
         self.dying.store(dying, Relaxed);
+    }
+
+    pub(crate) fn set_frozen(&self, frozen: bool) {
+        *lock(&self.frozen) = frozen;
+        self.thawed.notify_all();
+    }
+
+    /// Blocks the thread of the sim, and so all of it, while it is frozen.
+    pub(crate) fn stand_still(&self) {
+        let frozen = lock(&self.frozen);
+        drop(self.thawed.wait_while(frozen, |frozen| *frozen).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits for a slot.

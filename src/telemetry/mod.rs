@@ -5,6 +5,6 @@ pub(crate) mod digits;
 pub mod logging;
 pub mod metrics;
 mod outlet;
-mod time;
+pub mod time;
 
 pub use self::outlet::Outlet;

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::{
-    Engine, FAILED, Refusal, Shared, Work,
-    job::{Job, STARTED, Wanted, prompt_of, quoted, text_of},
+    Closing, Engine, FAILED, Refusal, Shared, Work,
+    job::{Job, STARTED, Spoken, Wanted, prompt_of, quoted, stops_of, text_of},
 };
 
 /// How a request wants its answer.
@@ -25,6 +25,15 @@ pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
     if messages.is_empty() {
         return Err(Refusal::bad("messages must be a list that is not empty", Some("messages")));
     }
+    let ids = wants_ids(shared, body)?;
+    if ids && engine == Engine::Sglang && body["stream"] == true {
+        return Err(Refusal::bad(
+            "return_token_ids is not supported with streaming on /v1/chat/completions. Please set stream=false when \
+             using return_token_ids=true.",
+            None,
+        ));
+    }
+    check_turns(engine, body, messages)?;
     let job = Job::new(shared, body, "chatcmpl-", wanted(engine, body, messages))?;
     let options = &body["stream_options"];
     let shape = Shape {
@@ -32,17 +41,51 @@ pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
         logprobs: body["logprobs"].as_bool().unwrap_or(false),
         usage: options["include_usage"].as_bool().unwrap_or(false),
         usage_always: options["continuous_usage_stats"].as_bool().unwrap_or(false) && engine == Engine::Vllm,
-        ids: body["return_token_ids"].as_bool().unwrap_or(false) && engine == Engine::Vllm,
+        ids: ids && engine == Engine::Vllm,
         tool: tool(body),
     };
     Ok(build(job, shape))
 }
 
+/// Whether `return_token_ids` is asked for, of an engine that knows it.
+pub(super) fn wants_ids(shared: &Shared, body: &Value) -> Result<bool, Refusal> {
+    let asked = body["return_token_ids"].as_bool().unwrap_or(false) && shared.config.engine != Engine::LlamaCpp;
+    if asked && !shared.config.token_ids {
+        return Err(Refusal::bad("Extra inputs are not permitted: return_token_ids", Some("return_token_ids")));
+    }
+    Ok(asked)
+}
+
+/// What each engine says about turns that do not fit together.
+fn check_turns(engine: Engine, body: &Value, messages: &[Value]) -> Result<(), Refusal> {
+    let is_assistant = |message: &Value| message["role"] == "assistant";
+    match engine {
+        Engine::Vllm if asks(body, "continue_final_message", false) && asks(body, "add_generation_prompt", true) => {
+            let message = "Cannot set both `continue_final_message` and `add_generation_prompt` to True.";
+            Err(Refusal::bad(message, None))
+        }
+        Engine::LlamaCpp => match messages {
+            [.., before, last] if is_assistant(before) && is_assistant(last) => {
+                Err(Refusal::bad("Cannot have 2 or more assistant messages at the end of the list.", None))
+            }
+            [.., last] if is_assistant(last) && last["tool_calls"].is_array() => {
+                Err(Refusal::bad("Cannot continue an assistant message that contains tool calls.", None))
+            }
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+fn asks(body: &Value, name: &str, unless_told: bool) -> bool {
+    body[name].as_bool().unwrap_or(unless_told)
+}
+
 fn wanted(engine: Engine, body: &Value, messages: &[Value]) -> Wanted {
-    let goes_on = engine == Engine::LlamaCpp || body["continue_final_message"].as_bool().unwrap_or(false);
+    let goes_on = engine == Engine::LlamaCpp || asks(body, "continue_final_message", false);
     let (prompt, spoken) = match messages {
         [before @ .., last] if goes_on && last["role"] == "assistant" => {
-            (prompt_of(before), Some(text_of(&last["content"])))
+            (prompt_of(before), Some(Spoken::Text(text_of(&last["content"]))))
         }
         all => (prompt_of(all), None),
     };
@@ -53,6 +96,7 @@ fn wanted(engine: Engine, body: &Value, messages: &[Value]) -> Wanted {
         min_tokens: body["min_tokens"].as_u64().unwrap_or(0),
         endless: body["ignore_eos"].as_bool().unwrap_or(false),
         seed: body["seed"].as_u64(),
+        stops: stops_of(&body["stop"]),
     }
 }
 
@@ -68,18 +112,18 @@ fn tool(body: &Value) -> Option<String> {
 }
 
 fn build(job: Job, shape: Shape) -> Work {
-    let end = Chunks { job: job.clone(), shape: shape.clone() };
-    let frames = Chunks { job: job.clone(), shape: shape.clone() };
-    let whole = Chunks { job: job.clone(), shape: shape.clone() };
+    let chunks = || Chunks { job: job.clone(), shape: shape.clone() };
+    let (end, frames, whole) = (chunks(), chunks(), chunks());
     Work {
         tokens: job.tokens,
         prompt_tokens: job.prompt_tokens,
         stream: job.stream,
         content_type: shape.engine.event_stream(),
         opening: end.opening(),
-        closing: end.closing(end.finish(), end.finish_rides()),
-        aborted: end.closing("abort", false),
-        failed: failed(shape.engine),
+        rides: end.finish_rides(),
+        closing: end.closing(end.finish(), end.finish_rides(), job.tokens),
+        aborted: Box::new(move |said| end.closing("abort", false, said).whole()),
+        failed: Box::new(move |_| failed(shape.engine)),
         frame: Box::new(move |i| frames.frame(i)),
         whole: Box::new(move |stop| whole.whole(stop)),
     }
@@ -121,21 +165,24 @@ impl Chunks {
     fn opening(&self) -> String {
         let mut out = String::new();
         for choice in 0..self.job.choices {
-            match (&self.shape.tool, self.shape.engine) {
-                (Some(name), _) => {
-                    let delta = format!(
-                        "{{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{{\"index\":0,\"id\":\"call_{}\",\
-                         \"type\":\"function\",\"function\":{{\"name\":{},\"arguments\":\"\"}}}}]}}",
-                        self.job.id,
-                        quoted(name)
-                    );
-                    out += &self.chunk(choice, &delta, None, "", 0);
-                    out += &self.chunk(choice, &arguments("{\"text\": \""), None, "", 0);
-                }
-                (None, Engine::LlamaCpp) => {
-                    out += &self.chunk(choice, r#"{"role":"assistant","content":null}"#, None, "", 0);
-                }
-                (None, _) => out += &self.chunk(choice, r#"{"role":"assistant","content":""}"#, None, "", 0),
+            let role = match (&self.shape.tool, self.shape.engine) {
+                (Some(name), _) => format!(
+                    "{{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{{\"index\":0,\"id\":\"call_{}\",\
+                     \"type\":\"function\",\"function\":{{\"name\":{},\"arguments\":\"\"}}}}]}}",
+                    self.job.id,
+                    quoted(name)
+                ),
+                (None, Engine::LlamaCpp) => r#"{"role":"assistant","content":null}"#.to_owned(),
+                (None, _) => r#"{"role":"assistant","content":""}"#.to_owned(),
+            };
+            let prompt = if self.shape.ids && choice == 0 {
+                format!(",\"prompt_token_ids\":{}", self.job.prompt_ids())
+            } else {
+                String::new()
+            };
+            out += &self.event(&self.choices(choice, &role, None, &Extra::default()), &(self.running(0) + &prompt));
+            if self.shape.tool.is_some() {
+                out += &self.chunk(choice, &arguments("{\"text\": \""), None, &Extra::default(), 0);
             }
         }
         out
@@ -144,72 +191,93 @@ impl Chunks {
     fn frame(&self, i: u64) -> String {
         let last = self.finish_rides() && i + 1 == self.job.tokens;
         let finish = last.then(|| self.finish());
+        // vLLM sends an event for each token, the others for each text.
+        let sends = |choice: &u64| self.shape.engine == Engine::Vllm || !self.job.piece(*choice, i).is_empty();
         (0..self.job.choices)
+            .filter(sends)
             .map(|choice| {
-                let token = self.job.token(choice, i);
+                let text = self.job.piece(choice, i);
                 let delta = match &self.shape.tool {
-                    Some(_) => arguments(inside(token).as_str()),
-                    None => format!("{{\"content\":{}}}", quoted(token)),
+                    Some(_) => arguments(inside(&text).as_str()),
+                    None => format!("{{\"content\":{}}}", quoted(&text)),
                 };
-                let logprobs = if self.shape.logprobs { self.logprobs(choice, i..i + 1) } else { String::new() };
-                let ids = if self.shape.ids { format!("[{}]", self.job.token_id(choice, i)) } else { logprobs };
-                let what = if self.shape.ids { Extra::Ids(ids) } else { Extra::Logprobs(ids) };
-                self.chunk(choice, &delta, finish, &what.written(), i + 1)
+                let extra = Extra {
+                    logprobs: self.shape.logprobs.then(|| self.logprobs(choice, i..i + 1)),
+                    ids: self.shape.ids.then(|| self.job.token_id(choice, i)),
+                };
+                self.chunk(choice, &delta, finish, &extra, i + 1)
             })
             .collect()
     }
 
-    fn closing(&self, finish: &str, said: bool) -> String {
-        let mut out = String::new();
+    /// What ends it after `n` tokens; `said`: the finish was told with the last of them.
+    fn closing(&self, finish: &str, said: bool, n: u64) -> Closing {
+        let mut closing = Closing { end: "data: [DONE]\n\n".to_owned(), ..Closing::default() };
+        let extra = Extra::default();
+        let llamacpp = self.shape.engine == Engine::LlamaCpp;
         for choice in 0..self.job.choices {
             if self.shape.tool.is_some() {
-                out += &self.chunk(choice, &arguments("\"}"), None, "", self.job.tokens);
+                closing.finish += &self.chunk(choice, &arguments("\"}"), None, &extra, n);
             }
-            if self.shape.engine == Engine::LlamaCpp {
-                out += &self.llamacpp_end(choice, finish);
+            if llamacpp {
+                let choices = format!("[{{\"finish_reason\":{},\"index\":{choice},\"delta\":{{}}}}]", quoted(finish));
+                // Timings are in the last event of a choice.
+                let timings = if self.shape.usage { String::new() } else { timings(&self.job, n) };
+                closing.finish += &self.event(&choices, &timings);
             } else if !said {
                 let delta = if self.shape.engine == Engine::Vllm { r#"{"content":""}"# } else { "{}" };
-                out += &self.chunk(choice, delta, Some(finish), "", self.job.tokens);
+                closing.finish += &self.chunk(choice, delta, Some(finish), &extra, n);
+            }
+            if self.shape.usage && (llamacpp || choice + 1 == self.job.choices) {
+                let timings = if llamacpp { timings(&self.job, n) } else { String::new() };
+                let usage = usage(&self.job, self.shape.engine, n);
+                let usage = self.event("[]", &format!(",\"usage\":{usage}{timings}"));
+                // llama.cpp tells each choice's own, right behind its finish.
+                let last = choice + 1 == self.job.choices;
+                *(if last { &mut closing.usage } else { &mut closing.finish }) += &usage;
             }
         }
-        if self.shape.usage && self.shape.engine != Engine::LlamaCpp {
-            out += &self.event("[]", &format!(",\"usage\":{}", usage(&self.job, self.shape.engine, self.job.tokens)));
-        }
-        out + "data: [DONE]\n\n"
+        closing
     }
 
-    /// The finish, and after it the choice's own usage; `timings` are in the last of them.
-    fn llamacpp_end(&self, choice: u64, finish: &str) -> String {
-        let choices = format!("[{{\"finish_reason\":{},\"index\":{choice},\"delta\":{{}}}}]", quoted(finish));
-        let timings = timings(&self.job, self.job.tokens);
-        if !self.shape.usage {
-            return self.event(&choices, &timings);
-        }
-        let usage = usage(&self.job, Engine::LlamaCpp, self.job.tokens);
-        self.event(&choices, "") + &self.event("[]", &format!(",\"usage\":{usage}{timings}"))
+    fn chunk(&self, choice: u64, delta: &str, finish: Option<&str>, extra: &Extra, said: u64) -> String {
+        self.event(&self.choices(choice, delta, finish, extra), &self.running(said))
     }
 
-    fn chunk(&self, choice: u64, delta: &str, finish: Option<&str>, extra: &str, said: u64) -> String {
+    /// Usage so far, where each event is to tell it.
+    fn running(&self, said: u64) -> String {
+        if !self.shape.usage_always {
+            return String::new();
+        }
+        format!(",\"usage\":{}", usage(&self.job, self.shape.engine, said))
+    }
+
+    fn choices(&self, choice: u64, delta: &str, finish: Option<&str>, Extra { logprobs, ids }: &Extra) -> String {
+        let stop = finish.and(self.job.stop()).map_or_else(String::new, |stop| self.matched(stop));
         let finish = finish.map_or_else(|| "null".to_owned(), quoted);
-        let choices = match self.shape.engine {
+        match self.shape.engine {
             Engine::LlamaCpp => {
-                format!("[{{\"finish_reason\":{finish},\"index\":{choice},\"delta\":{delta}{extra}}}]")
-            }
-            _ if extra.starts_with(",\"logprobs\"") => {
-                format!("[{{\"index\":{choice},\"delta\":{delta}{extra},\"finish_reason\":{finish}}}]")
+                let logprobs = logprobs.as_ref().map_or_else(String::new, |it| format!(",\"logprobs\":{it}"));
+                format!("[{{\"finish_reason\":{finish},\"index\":{choice},\"delta\":{delta}{logprobs}}}]")
             }
             _ => {
+                let logprobs = logprobs.as_deref().unwrap_or("null");
+                let ids = ids.map_or_else(String::new, |id| format!(",\"token_ids\":[{id}]"));
                 format!(
-                    "[{{\"index\":{choice},\"delta\":{delta},\"logprobs\":null,\"finish_reason\":{finish}{extra}}}]"
+                    "[{{\"index\":{choice},\"delta\":{delta},\"logprobs\":{logprobs},\"finish_reason\":{finish}{stop}\
+                     {ids}}}]"
                 )
             }
-        };
-        let tail = if self.shape.usage_always {
-            format!(",\"usage\":{}", usage(&self.job, self.shape.engine, said))
-        } else {
-            String::new()
-        };
-        self.event(&choices, &tail)
+        }
+    }
+
+    /// Which stop string it was, as a further member.
+    fn matched(&self, stop: &str) -> String {
+        match self.shape.engine {
+            Engine::Vllm => format!(",\"stop_reason\":{}", quoted(stop)),
+            Engine::Sglang => format!(",\"matched_stop\":{}", quoted(stop)),
+            Engine::LlamaCpp => String::new(),
+        }
     }
 
     fn event(&self, choices: &str, tail: &str) -> String {
@@ -267,7 +335,11 @@ impl Chunks {
     }
 
     fn whole_choice(&self, choice: u64, said: u64, finish: &str) -> String {
-        let text = self.job.text(choice, said);
+        let mut text = self.job.text(choice, said);
+        if self.shape.engine == Engine::LlamaCpp {
+            // Its plain answer repeats what it went on from; its stream does not.
+            text.insert_str(0, &self.job.begun);
+        }
         let message = match &self.shape.tool {
             Some(name) => format!(
                 "{{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{{\"id\":\"call_{}\",\"type\":\"function\",\
@@ -279,32 +351,28 @@ impl Chunks {
             None => format!("{{\"role\":\"assistant\",\"content\":{}}}", quoted(&text)),
         };
         if self.shape.engine == Engine::LlamaCpp {
-            let logprobs = if self.shape.logprobs { self.logprobs(choice, 0..said) } else { String::new() };
-            let logprobs = Extra::Logprobs(logprobs).written();
+            let logprobs = if self.shape.logprobs {
+                format!(",\"logprobs\":{}", self.logprobs(choice, 0..said))
+            } else {
+                String::new()
+            };
             let finish = quoted(finish);
             return format!("{{\"finish_reason\":{finish},\"index\":{choice},\"message\":{message}{logprobs}}}");
         }
         let logprobs = if self.shape.logprobs { self.logprobs(choice, 0..said) } else { "null".to_owned() };
+        let stop = self.job.stop().map_or_else(String::new, |stop| self.matched(stop));
         format!(
-            "{{\"index\":{choice},\"message\":{message},\"logprobs\":{logprobs},\"finish_reason\":{}}}",
+            "{{\"index\":{choice},\"message\":{message},\"logprobs\":{logprobs},\"finish_reason\":{}{stop}}}",
             quoted(finish)
         )
     }
 }
 
-enum Extra {
-    Logprobs(String),
-    Ids(String),
-}
-
-impl Extra {
-    fn written(&self) -> String {
-        match self {
-            Self::Logprobs(value) if value.is_empty() => String::new(),
-            Self::Logprobs(value) => format!(",\"logprobs\":{value}"),
-            Self::Ids(value) => format!(",\"token_ids\":{value}"),
-        }
-    }
+/// What an event may tell of its token beside the text.
+#[derive(Default)]
+struct Extra {
+    logprobs: Option<String>,
+    ids: Option<u32>,
 }
 
 /// A delta with a piece of a call's arguments.

@@ -3,10 +3,27 @@
 use serde_json::Value;
 
 use super::{
-    Engine, Refusal, Shared, Work,
-    chat::{failed, timings, usage},
-    job::{Job, STARTED, Wanted, quoted},
+    super::vocabulary,
+    Closing, Engine, Refusal, Shared, Work,
+    chat::{failed, timings, usage, wants_ids},
+    job::{Job, STARTED, Spoken, Wanted, quoted, stops_of},
 };
+
+/// How a request wants its answer.
+#[derive(Clone, Copy)]
+struct Shape {
+    engine: Engine,
+    logprobs: bool,
+    usage: bool,
+    ids: bool,
+}
+
+/// An answer in that shape.
+#[derive(Clone)]
+struct Chunks {
+    job: Job,
+    shape: Shape,
+}
 
 pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
     let engine = shared.config.engine;
@@ -16,81 +33,157 @@ pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
         endless: body["ignore_eos"].as_bool().unwrap_or(false),
         ..prompt(body)?
     };
-    let job = Job::new(shared, body, "cmpl-", wanted)?;
-    let logprobs = body["logprobs"].as_u64().is_some();
-    let include_usage = body["stream_options"]["include_usage"].as_bool().unwrap_or(false);
-    let (frames, whole) = (job.clone(), job.clone());
-    let closing = move |job: &Job, finish: &str| {
-        let last = |choice| {
-            let llamacpp = || format!("{}{}", ending(job, job.tokens), timings(job, job.tokens));
-            let more = if engine == Engine::LlamaCpp { llamacpp() } else { String::new() };
-            event(job, engine, choice, "", Some(finish), "null", &more)
-        };
-        let mut out: String = (0..job.choices).map(last).collect();
-        if include_usage && engine != Engine::LlamaCpp {
-            out += &head(job, "[]", &format!(",\"usage\":{}", usage(job, engine, job.tokens)));
-        }
-        out + "data: [DONE]\n\n"
+    let shape = Shape {
+        engine,
+        logprobs: body["logprobs"].as_u64().is_some(),
+        usage: body["stream_options"]["include_usage"].as_bool().unwrap_or(false),
+        ids: wants_ids(shared, body)?,
     };
+    let job = Job::new(shared, body, "cmpl-", wanted)?;
+    let end = Chunks { job: job.clone(), shape };
+    let (frames, whole) = (end.clone(), end.clone());
     Ok(Work {
         tokens: job.tokens,
         prompt_tokens: job.prompt_tokens,
         stream: job.stream,
         content_type: engine.event_stream(),
         opening: String::new(),
-        closing: closing(&job, job.finish()),
-        aborted: closing(&job, "abort"),
-        failed: failed(engine),
-        frame: Box::new(move |i| {
-            let each = |choice| {
-                let logprobs = if logprobs { log(&frames, choice, i..i + 1) } else { "null".to_owned() };
-                event(&frames, engine, choice, frames.token(choice, i), None, &logprobs, "")
-            };
-            (0..frames.choices).map(each).collect()
-        }),
-        whole: Box::new(move |stop| {
-            let said = stop.unwrap_or(whole.tokens);
-            let finish = quoted(if stop.is_some() { "abort" } else { whole.finish() });
-            let each = |choice| {
-                let logprobs = if logprobs { log(&whole, choice, 0..said) } else { "null".to_owned() };
-                let text = quoted(&whole.text(choice, said));
-                if engine == Engine::LlamaCpp {
-                    return llamacpp_choice(choice, &text, &logprobs, &finish);
-                }
-                format!("{{\"index\":{choice},\"text\":{text},\"logprobs\":{logprobs},\"finish_reason\":{finish}}}")
-            };
-            let choices: Vec<_> = (0..whole.choices).map(each).collect();
-            if engine == Engine::LlamaCpp {
-                let more = format!("{}{}", ending(&whole, said), timings(&whole, said));
-                return llamacpp(&whole, &choices.join(","), &more);
-            }
-            format!(
-                "{{\"id\":\"{}\",\"object\":\"text_completion\",\"created\":{STARTED},\"model\":{},\"choices\":[{}],\
-                 \"usage\":{}}}",
-                whole.id,
-                quoted(&whole.model),
-                choices.join(","),
-                usage(&whole, engine, said)
-            )
-        }),
+        rides: false,
+        closing: end.closing(job.finish(), job.tokens),
+        aborted: Box::new(move |said| end.closing("abort", said).whole()),
+        failed: Box::new(move |_| failed(engine)),
+        frame: Box::new(move |i| frames.frame(i)),
+        whole: Box::new(move |stop| whole.whole(stop)),
     })
 }
 
-/// A prompt as text or token ids; the first of a list.
-fn prompt(body: &Value) -> Result<Wanted, Refusal> {
-    let text = match &body["prompt"] {
-        Value::String(text) => text.clone(),
-        Value::Array(list) => match list.first() {
-            Some(Value::String(text)) => text.clone(),
-            Some(Value::Number(_)) => list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-            _ => return Err(Refusal::bad("prompt is an empty list", Some("prompt"))),
-        },
-        _ => return Err(Refusal::bad("prompt must be a string or a list", Some("prompt"))),
-    };
-    Ok(Wanted { prompt: text, seed: body["seed"].as_u64(), ..Wanted::default() })
+impl Chunks {
+    fn frame(&self, i: u64) -> String {
+        let (job, shape) = (&self.job, self.shape);
+        // vLLM sends an event for each token, llama.cpp for each text, SGLang that where ids are not asked for.
+        let sends = |choice: &u64| shape.engine == Engine::Vllm || shape.ids || !job.piece(*choice, i).is_empty();
+        let each = |choice| {
+            let logprobs = if shape.logprobs { log(job, choice, i..i + 1) } else { "null".to_owned() };
+            let ids = self.ids(choice, i);
+            event(job, shape.engine, choice, &job.piece(choice, i), None, &logprobs, &ids, "")
+        };
+        (0..job.choices).filter(sends).map(each).collect()
+    }
+
+    /// The token's id, with the prompt's in the first event, as further members of a choice. SGLang writes what it does
+    /// not have, vLLM leaves it out.
+    fn ids(&self, choice: u64, i: u64) -> String {
+        let sglang = self.shape.engine == Engine::Sglang;
+        let nothing = if sglang { NULLS } else { "" };
+        if !self.shape.ids {
+            return nothing.to_owned();
+        }
+        let prompt = if i == 0 { Some(self.job.prompt_ids()) } else { sglang.then(|| "null".to_owned()) };
+        let prompt = prompt.map_or_else(String::new, |ids| format!(",\"prompt_token_ids\":{ids}"));
+        let matched = if sglang { ",\"matched_stop\":null" } else { "" };
+        format!("{matched}{prompt},\"token_ids\":[{}]", self.job.token_id(choice, i))
+    }
+
+    fn closing(&self, finish: &str, said: u64) -> Closing {
+        let (job, Shape { engine, .. }) = (&self.job, self.shape);
+        let last = |choice| {
+            let llamacpp = || format!("{}{}", ending(job, said), timings(job, said));
+            let more = if engine == Engine::LlamaCpp { llamacpp() } else { String::new() };
+            event(job, engine, choice, "", Some(finish), "null", &matched(job, engine), &more)
+        };
+        let usage = if self.shape.usage && engine != Engine::LlamaCpp {
+            head(job, "[]", &format!(",\"usage\":{}", usage(job, engine, said)))
+        } else {
+            String::new()
+        };
+        Closing { finish: (0..job.choices).map(last).collect(), usage, end: "data: [DONE]\n\n".to_owned() }
+    }
+
+    fn whole(&self, stop: Option<u64>) -> String {
+        let (job, Shape { engine, logprobs, .. }) = (&self.job, self.shape);
+        let said = stop.unwrap_or(job.tokens);
+        let finish = quoted(if stop.is_some() { "abort" } else { job.finish() });
+        let matched = matched(job, engine);
+        let each = |choice| {
+            let logprobs = if logprobs { log(job, choice, 0..said) } else { "null".to_owned() };
+            let text = quoted(&job.text(choice, said));
+            if engine == Engine::LlamaCpp {
+                return llamacpp_choice(choice, &text, &logprobs, &finish);
+            }
+            format!(
+                "{{\"index\":{choice},\"text\":{text},\"logprobs\":{logprobs},\"finish_reason\":{finish}{matched}}}"
+            )
+        };
+        let choices: Vec<_> = (0..job.choices).map(each).collect();
+        if engine == Engine::LlamaCpp {
+            let more = format!("{}{}", ending(job, said), timings(job, said));
+            return llamacpp(job, &choices.join(","), &more);
+        }
+        format!(
+            "{{\"id\":\"{}\",\"object\":\"text_completion\",\"created\":{STARTED},\"model\":{},\"choices\":[{}],\
+             \"usage\":{}}}",
+            job.id,
+            quoted(&job.model),
+            choices.join(","),
+            usage(job, engine, said)
+        )
+    }
 }
 
-/// `more` are members behind the others; llama.cpp's go around its id.
+/// Members of a choice that SGLang writes without a value.
+const NULLS: &str = ",\"matched_stop\":null,\"prompt_token_ids\":null,\"token_ids\":null";
+
+/// The stop string that ended it, as a further member of a choice.
+fn matched(job: &Job, engine: Engine) -> String {
+    match (job.stop(), engine) {
+        (Some(stop), Engine::Vllm) => format!(",\"stop_reason\":{}", quoted(stop)),
+        (Some(stop), Engine::Sglang) => NULLS.replacen("null", &quoted(stop), 1),
+        (None, Engine::Sglang) => NULLS.to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Behind the last of these in a prompt stands the beginning of the answer, if it is this sim's: completions have no
+/// turns, and what follows does not depend on where a caller sees the end of the question.
+const ANSWER: &str = "Answer:";
+
+/// A prompt as text or token ids; the first of a list.
+fn prompt(body: &Value) -> Result<Wanted, Refusal> {
+    let given = match &body["prompt"] {
+        Value::Array(list) if list.first().is_some_and(|first| !first.is_number()) => &list[0],
+        whole => whole,
+    };
+    let (prompt, spoken) = match given {
+        Value::String(text) => of_text(text),
+        Value::Array(list) if !list.is_empty() => of_ids(list)?,
+        Value::Array(_) | Value::Null if body["prompt"].is_array() => {
+            return Err(Refusal::bad("prompt is an empty list", Some("prompt")));
+        }
+        _ => return Err(Refusal::bad("prompt must be a string or a list", Some("prompt"))),
+    };
+    let stops = stops_of(&body["stop"]);
+    Ok(Wanted { prompt, spoken, seed: body["seed"].as_u64(), stops, ..Wanted::default() })
+}
+
+fn of_text(text: &str) -> (String, Option<Spoken>) {
+    let Some(at) = text.rfind(ANSWER) else { return (text.to_owned(), None) };
+    let (question, begun) = text.split_at(at + ANSWER.len());
+    (question.to_owned(), (!begun.is_empty()).then(|| Spoken::Text(begun.to_owned())))
+}
+
+/// Ids of this sim's own vocabulary, or any others, which are words like any.
+fn of_ids(list: &[Value]) -> Result<(String, Option<Spoken>), Refusal> {
+    let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids: Option<Vec<u32>> = list.iter().map(id).collect();
+    let ids = ids.ok_or_else(|| Refusal::bad("prompt must be a list of whole numbers", Some("prompt")))?;
+    Ok(match vocabulary::parted(&ids) {
+        Some((prompt, answer)) => (prompt, Some(Spoken::Ids(answer.to_vec()))),
+        None => (list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), None),
+    })
+}
+
+/// `inner` are further members of the choice, `more` of the event; llama.cpp's go around its id.
+#[expect(clippy::too_many_arguments, reason = "all of one event, named at the only two callers")]
 fn event(
     job: &Job,
     engine: Engine,
@@ -98,6 +191,7 @@ fn event(
     text: &str,
     finish: Option<&str>,
     logprobs: &str,
+    inner: &str,
     more: &str,
 ) -> String {
     let finish = finish.map_or_else(|| "null".to_owned(), quoted);
@@ -109,7 +203,7 @@ fn event(
     }
     head(
         job,
-        &format!("[{{\"index\":{choice},\"text\":{text},\"logprobs\":{logprobs},\"finish_reason\":{finish}}}]"),
+        &format!("[{{\"index\":{choice},\"text\":{text},\"logprobs\":{logprobs},\"finish_reason\":{finish}{inner}}}]"),
         more,
     )
 }
@@ -179,18 +273,23 @@ pub(super) fn native(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
             job.cached_tokens
         )
     };
-    let kind = if job.stopped { "eos" } else { "limit" };
+    let kind = match (job.stop(), job.stopped) {
+        (Some(_), _) => "word",
+        (None, true) => "eos",
+        (None, false) => "limit",
+    };
     Ok(Work {
         tokens: job.tokens,
         prompt_tokens: job.prompt_tokens,
         stream: job.stream,
         content_type: Engine::LlamaCpp.event_stream(),
         opening: String::new(),
-        closing: format!("data: {}\n\n", last(&job, "", kind, job.tokens)),
-        aborted: format!("data: {}\n\n", last(&job, "", "none", job.tokens)),
-        failed: failed(Engine::LlamaCpp),
+        rides: false,
+        closing: Closing { finish: format!("data: {}\n\n", last(&job, "", kind, job.tokens)), ..Closing::default() },
+        aborted: Box::new(move |said| format!("data: {}\n\n", last(&job, "", "none", said))),
+        failed: Box::new(|_| failed(Engine::LlamaCpp)),
         frame: Box::new(move |i| {
-            let (text, id) = (quoted(frames.token(0, i)), frames.token_id(0, i));
+            let (text, id) = (quoted(&frames.piece(0, i)), frames.token_id(0, i));
             format!("data: {{\"index\":0,\"content\":{text},\"tokens\":[{id}],\"stop\":false}}\n\n")
         }),
         whole: Box::new(move |stop| {

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    FAILED, Refusal, Shared, Work,
-    job::{Job, Wanted, count as count_text, model, prompt_of, quoted, text_of},
+    Closing, FAILED, Refusal, Shared, Work,
+    job::{Job, Wanted, count as count_text, model, prompt_of, quoted, stops_of, text_of},
 };
 
 pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
@@ -18,23 +18,29 @@ pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
         endless: body["ignore_eos"].as_bool().unwrap_or(false),
         seed: body["seed"].as_u64(),
         spoken: None,
+        stops: stops_of(&body["stop_sequences"]),
     };
     let job = Job::new(shared, body, "msg_", wanted)?;
-    let (frames, whole) = (job.clone(), job.clone());
+    let (frames, whole, end) = (job.clone(), job.clone(), job.clone());
     Ok(Work {
         tokens: job.tokens,
         prompt_tokens: job.prompt_tokens,
         stream: job.stream,
         content_type: shared.config.engine.event_stream(),
         opening: opening(&job),
-        closing: closing(&job, stop_reason(&job)),
-        aborted: closing(&job, "abort"),
-        failed: format!(
-            "event: error\ndata: {{\"type\":\"error\",\"error\":{{\"type\":\"api_error\",\"message\":{}}}}}\n\n",
-            quoted(FAILED)
-        ),
+        rides: false,
+        closing: closing(&job, stop_reason(&job), job.tokens),
+        aborted: Box::new(move |said| closing(&end, "abort", said).whole()),
+        failed: Box::new(|_| {
+            let error = format!("{{\"type\":\"api_error\",\"message\":{}}}", quoted(FAILED));
+            format!("event: error\ndata: {{\"type\":\"error\",\"error\":{error}}}\n\n")
+        }),
         frame: Box::new(move |i| {
-            let text = quoted(frames.token(0, i));
+            let text = frames.piece(0, i);
+            if text.is_empty() {
+                return String::new();
+            }
+            let text = quoted(&text);
             event("content_block_delta", &format!("\"index\":0,\"delta\":{{\"type\":\"text_delta\",\"text\":{text}}}"))
         }),
         whole: Box::new(move |stop| {
@@ -63,7 +69,16 @@ fn prompt(body: &Value) -> Result<String, Refusal> {
 }
 
 fn stop_reason(job: &Job) -> &'static str {
-    if job.stopped { "end_turn" } else { "max_tokens" }
+    match (job.stop(), job.stopped) {
+        (Some(_), _) => "stop_sequence",
+        (None, true) => "end_turn",
+        (None, false) => "max_tokens",
+    }
+}
+
+/// The stop string that ended it, as JSON.
+fn sequence(job: &Job) -> String {
+    job.stop().map_or_else(|| "null".to_owned(), quoted)
 }
 
 fn event(name: &str, members: &str) -> String {
@@ -77,24 +92,26 @@ fn opening(job: &Job) -> String {
         + &event("ping", "")
 }
 
-fn closing(job: &Job, reason: &str) -> String {
-    let usage = format!(
-        "\"delta\":{{\"stop_reason\":\"{reason}\",\"stop_sequence\":null}},\"usage\":{{\"input_tokens\":{},\
-         \"cache_read_input_tokens\":{},\"output_tokens\":{}}}",
+fn closing(job: &Job, reason: &str, said: u64) -> Closing {
+    let last = format!(
+        "\"delta\":{{\"stop_reason\":\"{reason}\",\"stop_sequence\":{}}},\"usage\":{{\"input_tokens\":{},\
+         \"cache_read_input_tokens\":{},\"output_tokens\":{said}}}",
+        sequence(job),
         job.prompt_tokens - job.cached_tokens,
         job.cached_tokens,
-        job.tokens
     );
-    event("content_block_stop", "\"index\":0") + &event("message_delta", &usage) + &event("message_stop", "")
+    let finish = event("content_block_stop", "\"index\":0") + &event("message_delta", &last);
+    Closing { finish, usage: String::new(), end: event("message_stop", "") }
 }
 
 fn message(job: &Job, content: &str, reason: &str, said: u64) -> String {
     format!(
         "{{\"id\":\"{}\",\"type\":\"message\",\"role\":\"assistant\",\"content\":{content},\"model\":{},\
-         \"stop_reason\":{reason},\"stop_sequence\":null,\"usage\":{{\"input_tokens\":{},\
+         \"stop_reason\":{reason},\"stop_sequence\":{},\"usage\":{{\"input_tokens\":{},\
          \"cache_read_input_tokens\":{},\"output_tokens\":{said}}}}}",
         job.id,
         quoted(&job.model),
+        if reason == "null" { "null".to_owned() } else { sequence(job) },
         job.prompt_tokens - job.cached_tokens,
         job.cached_tokens
     )

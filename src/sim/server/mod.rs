@@ -9,7 +9,9 @@ mod control;
 mod job;
 mod messages;
 mod ollama;
+mod pieces;
 mod responses;
+mod tokens;
 mod vectors;
 
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use super::{
     generate::mix,
     http2::Reply,
     pace::Schedule,
-    script::{Fault, Kind},
+    script::{Fault, Kind, Point},
     state::{Order, Request, Shared},
     wire::{Framing, Head, Leave, Wire},
 };
@@ -40,14 +42,31 @@ pub(crate) struct Work {
     pub(crate) opening: String,
     /// What is sent for token `i`.
     pub(crate) frame: Box<dyn Fn(u64) -> String>,
-    /// Sent after the last token.
-    pub(crate) closing: String,
-    /// Sent in place of the rest when the engine gives up: finish reason `abort`.
-    pub(crate) aborted: String,
-    /// Sent in place of the rest when it fails: an error event and a clean end.
-    pub(crate) failed: String,
+    /// The finish is in the last frame.
+    pub(crate) rides: bool,
+    pub(crate) closing: Closing,
+    /// Sent in place of the rest when the engine gives up after so many tokens: finish reason `abort`.
+    pub(crate) aborted: Box<dyn Fn(u64) -> String>,
+    /// Sent in place of the rest when it fails there: an error event and a clean end.
+    pub(crate) failed: Box<dyn Fn(u64) -> String>,
     /// The plain answer; with `abort`, the one that ends after so many tokens.
     pub(crate) whole: Box<dyn Fn(Option<u64>) -> String>,
+}
+
+/// What is sent after the last token, in this order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Closing {
+    pub(crate) finish: String,
+    /// Empty where it is not told, or told with the finish.
+    pub(crate) usage: String,
+    /// The terminator.
+    pub(crate) end: String,
+}
+
+impl Closing {
+    pub(crate) fn whole(&self) -> String {
+        [self.finish.as_str(), &self.usage, &self.end].concat()
+    }
 }
 
 /// Where an answer goes.
@@ -122,7 +141,7 @@ pub(crate) async fn respond(shared: &Arc<Shared>, request: Arc<Request>, mut sin
     if path.starts_with("/sim/") {
         return control::respond(shared, &request, &mut sink).await;
     }
-    let mut fault = shared.script.strike(path);
+    let mut fault = shared.script.strike(path, &request.body);
     if let Some(body) = probe(shared, &request) {
         shared.saw(&request, true);
         let early = matches!(&fault, Some(fault) if !matches!(fault.kind, Kind::Loading | Kind::SlowHealth));
@@ -188,7 +207,8 @@ fn route(shared: &Shared, request: &Request) -> Result<Answer, Refusal> {
             "/v1/embeddings" => vectors::embeddings,
             "/v1/rerank" | "/rerank" | "/v2/rerank" => vectors::rerank,
             "/v1/score" | "/score" => vectors::score,
-            "/tokenize" => vectors::tokenize,
+            "/tokenize" => tokens::tokenize,
+            "/detokenize" => tokens::detokenize,
             _ => return None,
         })
     };
@@ -302,8 +322,27 @@ async fn strike_early(
         message: message.to_owned(),
         param: None,
     };
+    let nothing = after == Point::Nothing;
     match kind {
-        Kind::Reset if after == 0 => fail(shared, Leave::Reset),
+        Kind::Reset if nothing => fail(shared, Leave::Reset),
+        Kind::Die if nothing => fail(shared, Leave::Die),
+        Kind::CutEvent | Kind::CleanFin | Kind::ShortBody if nothing => fail(shared, Leave::Fin),
+        Kind::ErrorEvent if nothing => {
+            let message = FAILED.to_owned();
+            let refusal = Refusal { status: 500, kind: "InternalServerError", message, param: None };
+            refuse(shared, sink, request.path(), &refusal).await?;
+            Ok(true)
+        }
+        Kind::Freeze if nothing => {
+            freeze(shared);
+            *fault = None;
+            Ok(false)
+        }
+        Kind::Stall if nothing => {
+            hold(shared, sink).await?;
+            *fault = None;
+            Ok(false)
+        }
         Kind::Hang => {
             hold(shared, sink).await?;
             *fault = None;
@@ -355,6 +394,12 @@ fn fail<T>(shared: &Shared, leave: Leave) -> Result<T, Leave> {
     Err(leave)
 }
 
+/// The whole sim stands still until it is thawed.
+fn freeze(shared: &Shared) {
+    shared.set_frozen(true);
+    shared.stand_still();
+}
+
 /// Silence, until the client leaves or the sim is told to release.
 async fn hold(shared: &Shared, sink: &mut Sink<'_>) -> Result<(), Leave> {
     let mut released = shared.released.subscribe();
@@ -374,9 +419,17 @@ async fn deliver(
 ) -> Result<(), Leave> {
     let Some(fault) = fault else { return sink.whole(&head, body).await };
     let length = Framing::Length(body.len() as u64);
-    let half = &body[..body.len() / 2];
+    let sent = match fault.after {
+        Point::Tokens(n) if n > 0 => usize::try_from(n).unwrap_or(usize::MAX).min(body.len()),
+        _ => body.len() / 2,
+    };
+    let half = &body[..sent];
     match fault.kind {
         Kind::Die => Err(Leave::Die),
+        Kind::Freeze => {
+            freeze(shared);
+            sink.whole(&head, body).await
+        }
         Kind::Reset | Kind::CutEvent | Kind::CleanFin | Kind::ShortBody => {
             sink.begin(&head, length).await?;
             sink.data(half).await?;
@@ -435,12 +488,29 @@ async fn plain(
     schedule: Schedule,
     fault: Option<&Fault>,
 ) -> Result<(), Leave> {
-    let stops = fault.filter(|fault| matches!(fault.kind, Kind::Die | Kind::Abort)).map(|fault| fault.after);
-    let tokens = stops.unwrap_or(work.tokens).min(work.tokens);
-    sink.wait(schedule.due(tokens.saturating_sub(1))).await?;
-    shared.add(&shared.counters.tokens, tokens);
-    let aborted = fault.filter(|fault| fault.kind == Kind::Abort).map(|_| tokens);
-    deliver(shared, sink, Head::new(200, JSON), (work.whole)(aborted).as_bytes(), fault).await
+    let said = match fault {
+        Some(Fault { kind: Kind::Die | Kind::Abort | Kind::Freeze, after: Point::Tokens(n), .. }) => *n,
+        Some(Fault { kind: Kind::Abort, after: Point::Nothing, .. }) => 0,
+        _ => work.tokens,
+    };
+    let said = said.min(work.tokens);
+    sink.wait(schedule.due(said.saturating_sub(1))).await?;
+    shared.add(&shared.counters.tokens, said);
+    let aborted = fault.filter(|fault| fault.kind == Kind::Abort).map(|_| said);
+    let body = (work.whole)(aborted);
+    let fault = fault.cloned().map(|fault| Fault { after: scaled(fault.after, work.tokens, body.len()), ..fault });
+    deliver(shared, sink, Head::new(200, JSON), body.as_bytes(), fault.as_ref()).await
+}
+
+/// A point of an answer of so many tokens as one of its body, which is so long: whatever comes behind the last token is
+/// its last byte.
+fn scaled(point: Point, tokens: u64, length: usize) -> Point {
+    let length = length as u64;
+    match point {
+        Point::Tokens(n) if n < tokens => Point::Tokens(length * n / tokens),
+        Point::Nothing => Point::Nothing,
+        _ => Point::Tokens(length.saturating_sub(1)),
+    }
 }
 
 async fn stream(
@@ -463,24 +533,37 @@ async fn stream(
         sink.begin(&head, Framing::Chunked).await?;
     }
     sink.data(work.opening.as_bytes()).await?;
+    let last = work.tokens.saturating_sub(1);
     for i in 0..work.tokens {
         sink.wait(schedule.due(i)).await?;
         let frame = (work.frame)(i);
-        if let Some(fault) = fault.filter(|fault| fault.after == i)
-            && strike_within(shared, sink, work, fault, frame.as_bytes()).await? == Struck::Over
+        let rides = work.rides && i == last;
+        let here = |fault: &&Fault| fault.after == Point::Tokens(i) || (rides && fault.after == Point::Last);
+        if let Some(fault) = fault.filter(here)
+            && strike_within(shared, sink, work, i, fault, frame.as_bytes()).await? == Struck::Over
         {
             return Ok(());
         }
         sink.data(frame.as_bytes()).await?;
         shared.add(&shared.counters.tokens, 1);
     }
-    // A fault that was to come later comes before the end.
-    if let Some(fault) = fault.filter(|fault| fault.after >= work.tokens)
-        && strike_within(shared, sink, work, fault, work.closing.as_bytes()).await? == Struck::Over
+    for (point, next) in
+        [(Point::Last, &work.closing.finish), (Point::Finish, &work.closing.usage), (Point::Usage, &work.closing.end)]
     {
-        return Ok(());
+        // One that was to come after more tokens than there are comes before the finish.
+        let here = |fault: &&Fault| match fault.after {
+            Point::Tokens(n) => n >= work.tokens && point == Point::Last,
+            Point::Last => !work.rides && point == Point::Last,
+            after => after == point,
+        };
+        let coming = if next.is_empty() { &work.closing.end } else { next };
+        if let Some(fault) = fault.filter(here)
+            && strike_within(shared, sink, work, work.tokens, fault, coming.as_bytes()).await? == Struck::Over
+        {
+            return Ok(());
+        }
+        sink.data(next.as_bytes()).await?;
     }
-    sink.data(work.closing.as_bytes()).await?;
     sink.end(&[]).await?;
     match fault {
         Some(Fault { kind: Kind::LongBody, .. }) => sink.raw(SURPLUS).await,
@@ -494,11 +577,12 @@ enum Struck {
     Over,
 }
 
-/// A fault in the middle of a stream; `next` is what would have come.
+/// A fault in the middle of a stream, after so many tokens; `next` is what would have come.
 async fn strike_within(
     shared: &Shared,
     sink: &mut Sink<'_>,
     work: &Work,
+    said: u64,
     fault: &Fault,
     next: &[u8],
 ) -> Result<Struck, Leave> {
@@ -514,9 +598,13 @@ async fn strike_within(
             hold(shared, sink).await?;
             Ok(Struck::GoOn)
         }
+        Kind::Freeze => {
+            freeze(shared);
+            Ok(Struck::GoOn)
+        }
         Kind::ErrorEvent | Kind::Abort => {
             let last = if fault.kind == Kind::Abort { &work.aborted } else { &work.failed };
-            sink.data(last.as_bytes()).await?;
+            sink.data(last(said).as_bytes()).await?;
             sink.end(&[]).await?;
             Ok(Struck::Over)
         }

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::{
-    FAILED, Refusal, Shared, Work,
-    job::{Job, Wanted, prompt_of, quoted},
+    Closing, FAILED, Refusal, Shared, Work,
+    job::{Job, Wanted, prompt_of, quoted, stops_of},
 };
 
 const WHEN: &str = "2025-11-24T16:00:00Z";
@@ -21,21 +21,26 @@ pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
         prompt,
         max_tokens: options["num_predict"].as_u64(),
         seed: options["seed"].as_u64(),
+        stops: stops_of(&options["stop"]),
         ..Wanted::default()
     };
     let job = Job::new(shared, body, "", wanted)?;
     let stream = body["stream"].as_bool().unwrap_or(true);
-    let (frames, whole) = (job.clone(), job.clone());
+    let (frames, whole, end) = (job.clone(), job.clone(), job.clone());
     Ok(Work {
         tokens: job.tokens,
         prompt_tokens: job.prompt_tokens,
         stream,
         content_type: "application/x-ndjson",
         opening: String::new(),
-        closing: last(&job, is_chat, "", job.finish(), job.tokens) + "\n",
-        aborted: last(&job, is_chat, "", "abort", job.tokens) + "\n",
-        failed: format!("{{\"error\":{}}}\n", quoted(FAILED)),
-        frame: Box::new(move |i| line(&frames, is_chat, frames.token(0, i), "\"done\":false") + "\n"),
+        rides: false,
+        closing: Closing { finish: last(&job, is_chat, "", job.finish(), job.tokens) + "\n", ..Closing::default() },
+        aborted: Box::new(move |said| last(&end, is_chat, "", "abort", said) + "\n"),
+        failed: Box::new(|_| format!("{{\"error\":{}}}\n", quoted(FAILED))),
+        frame: Box::new(move |i| match frames.piece(0, i) {
+            text if text.is_empty() => String::new(),
+            text => line(&frames, is_chat, &text, "\"done\":false") + "\n",
+        }),
         whole: Box::new(move |stop| {
             let said = stop.unwrap_or(whole.tokens);
             let reason = if stop.is_some() { "abort" } else { whole.finish() };

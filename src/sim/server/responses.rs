@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    FAILED, Refusal, Shared, Work,
+    Closing, FAILED, Refusal, Shared, Work,
     job::{Job, STARTED, Wanted, prompt_of, quoted},
 };
 
@@ -23,8 +23,7 @@ pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
     if body["store"].as_bool().unwrap_or(true) {
         shared.store(&job.id, whole.clone());
     }
-    let frames = job.clone();
-    let plain = job.clone();
+    let (frames, plain, aborted, failed) = (job.clone(), job.clone(), job.clone(), job.clone());
     Ok(Work {
         tokens: job.tokens,
         prompt_tokens: job.prompt_tokens,
@@ -32,20 +31,26 @@ pub(super) fn work(shared: &Shared, body: &Value) -> Result<Work, Refusal> {
         content_type: shared.config.engine.event_stream(),
         opening: opening(&job),
         closing: closing(&job, &whole),
-        aborted: event(
-            "response.failed",
-            job.tokens + FIRST,
-            &format!("\"response\":{}", object(&job, "failed", "[]", 0)),
-        ),
-        failed: format!(
-            "event: error\ndata: {{\"type\":\"error\",\"code\":\"server_error\",\"message\":{},\"param\":null,\
-             \"sequence_number\":{}}}\n\n",
-            quoted(FAILED),
-            job.tokens + FIRST
-        ),
+        rides: false,
+        aborted: Box::new(move |said| {
+            let response = format!("\"response\":{}", object(&aborted, "failed", "[]", 0));
+            event("response.failed", FIRST + aborted.shown(said), &response)
+        }),
+        failed: Box::new(move |said| {
+            format!(
+                "event: error\ndata: {{\"type\":\"error\",\"code\":\"server_error\",\"message\":{},\"param\":null,\
+                 \"sequence_number\":{}}}\n\n",
+                quoted(FAILED),
+                FIRST + failed.shown(said)
+            )
+        }),
         frame: Box::new(move |i| {
-            let members = format!("{},\"delta\":{}", place(&frames), quoted(frames.token(0, i)));
-            event("response.output_text.delta", FIRST + i, &members)
+            let text = frames.piece(0, i);
+            if text.is_empty() {
+                return String::new();
+            }
+            let members = format!("{},\"delta\":{}", place(&frames), quoted(&text));
+            event("response.output_text.delta", FIRST + frames.shown(i), &members)
         }),
         whole: Box::new(move |stop| finished(&plain, stop)),
     })
@@ -104,15 +109,16 @@ fn opening(job: &Job) -> String {
         + &event("response.content_part.added", 3, &format!("{},\"part\":{}", place(job), part("")))
 }
 
-fn closing(job: &Job, whole: &str) -> String {
+fn closing(job: &Job, whole: &str) -> Closing {
     let text = job.text(0, job.tokens);
-    let number = FIRST + job.tokens;
+    let number = FIRST + job.shown(job.tokens);
     let last = if job.stopped { "response.completed" } else { "response.incomplete" };
     let done = item(job, status(job), &part(&text));
-    event("response.output_text.done", number, &format!("{},\"text\":{},\"logprobs\":[]", place(job), quoted(&text)))
+    let told = format!("{},\"text\":{},\"logprobs\":[]", place(job), quoted(&text));
+    let finish = event("response.output_text.done", number, &told)
         + &event("response.content_part.done", number + 1, &format!("{},\"part\":{}", place(job), part(&text)))
-        + &event("response.output_item.done", number + 2, &format!("\"output_index\":0,\"item\":{done}"))
-        + &event(last, number + 3, &format!("\"response\":{whole}"))
+        + &event("response.output_item.done", number + 2, &format!("\"output_index\":0,\"item\":{done}"));
+    Closing { finish, usage: String::new(), end: event(last, number + 3, &format!("\"response\":{whole}")) }
 }
 
 fn status(job: &Job) -> &'static str {

@@ -1,4 +1,4 @@
-//! Endpoints whose answer is numbers: embeddings, rerank, score, tokenize; and transcriptions, which only show which
+//! Endpoints whose answer is numbers: embeddings, rerank, score; and transcriptions, which only show which
 //! model a form named.
 
 use serde_json::{Value, json};
@@ -98,14 +98,6 @@ pub(super) fn score(shared: &Shared, body: &Value) -> Result<String, Refusal> {
 
 fn relevance(query: &str, text: &str, model: &str) -> f64 {
     (Source::new(&format!("{query}\n{text}"), model, 0).number(0) % 1025) as f64 / 1024.0
-}
-
-pub(super) fn tokenize(shared: &Shared, body: &Value) -> Result<String, Refusal> {
-    model(shared, body)?;
-    let text = ["prompt", "content"].iter().find_map(|name| body[*name].as_str()).unwrap_or_default();
-    let source = Source::new(text, "", 0);
-    let tokens: Vec<u32> = (0..count(text)).map(|i| source.id(i)).collect();
-    Ok(json!({"count": tokens.len(), "max_model_len": 32_768, "tokens": tokens}).to_string())
 }
 
 /// Takes any form and says which model it names.

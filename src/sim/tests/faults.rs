@@ -59,6 +59,72 @@ async fn streams_are_cut_after_so_many_tokens() {
 }
 
 #[tokio::test]
+async fn an_ending_is_cut_before_the_finish_after_it_and_before_the_terminator() {
+    let usage = chat(json!({"stream": true, "max_tokens": 10, "stream_options": {"include_usage": true}}));
+    for engine in [Engine::Vllm, Engine::Sglang, Engine::LlamaCpp] {
+        for (point, told) in
+            [(Point::Last, [false, false]), (Point::Finish, [true, false]), (Point::Usage, [true, true])]
+        {
+            for kind in [Kind::CleanFin, Kind::CutEvent] {
+                let sim = start(Config { engine, length: Some(30), ..Config::default() });
+                sim.fault(Fault::new(kind).at(point).times(1));
+                let reply = ask_json(sim.addr(), CHAT, &usage).await;
+                let text = reply.text();
+                let whole: String = text.split_inclusive("\n\n").filter(|event| event.ends_with("\n\n")).collect();
+                let finish = whole.contains("\"finish_reason\":\"length\"");
+                assert_eq!([finish, whole.contains("\"usage\":")], told, "{engine:?} {point}");
+                assert_eq!(reply.end, End::Truncated);
+                assert!(!whole.contains("[DONE]"));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_comes_of_what_fails_before_the_head() {
+    for kind in [Kind::Die, Kind::CleanFin, Kind::CutEvent, Kind::Reset] {
+        let sim = start(Config::default());
+        sim.fault(Fault::new(kind).at(Point::Nothing).times(1));
+        assert_eq!(ask_json(sim.addr(), CHAT, &streamed()).await.status, 0, "{kind:?}");
+    }
+    assert_eq!(strike(Fault::new(Kind::ErrorEvent).at(Point::Nothing)).await.status, 500);
+}
+
+#[tokio::test]
+async fn a_plain_answer_is_cut_where_its_tokens_are() {
+    for (point, share) in [(Point::Tokens(1), 0.1), (Point::Tokens(9), 0.9), (Point::Last, 1.0)] {
+        let sim = start(Config::default());
+        let whole = ask_json(sim.addr(), CHAT, &chat(json!({"max_tokens": 10}))).await.body.len();
+        sim.fault(Fault::new(Kind::CleanFin).at(point).times(1));
+        let cut = ask_json(sim.addr(), CHAT, &chat(json!({"max_tokens": 10}))).await;
+        assert_eq!(cut.end, End::Truncated);
+        let right = ((whole as f64 * share) as usize).min(whole - 1);
+        assert_eq!(cut.body.len(), right, "{point}");
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_sim_is_silent_on_every_connection_and_goes_on_when_thawed() {
+    let sim = start(Config::default());
+    sim.fault(Fault::new(Kind::Freeze).after(3).times(1));
+    let mut stream = connect(sim.addr()).await;
+    stream.write_all(&post(CHAT, &streamed())).await.unwrap();
+    sim.until(|now| now.tokens == 3).await;
+    // Its socket still takes connections: the kernel does.
+    let mut other = connect(sim.addr()).await;
+    other.write_all(&get("/health")).await.unwrap();
+    let silent = tokio::time::timeout(Duration::from_millis(50), other.read(&mut [0; 8])).await;
+    assert!(silent.is_err());
+    sim.thaw();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    assert_eq!(tokens(&parse(&bytes, false)), 10);
+    sim.freeze();
+    sim.thaw();
+    assert_eq!(ask(sim.addr(), &get("/health")).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_failed_engine_says_so_and_then_done() {
     let reply = strike(Fault::new(Kind::ErrorEvent).after(2)).await;
     assert!(reply.text().ends_with("data: [DONE]\n\n"));

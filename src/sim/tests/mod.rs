@@ -2,6 +2,7 @@
 
 mod answers;
 mod connections;
+mod continuation;
 mod faults;
 
 use std::{collections::BTreeMap, net::SocketAddr};
