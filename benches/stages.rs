@@ -13,7 +13,10 @@ use sluicegate::protocol::{
     sse::Scanner,
     usage::{Finish, StreamMeter, Usage, of_answer},
 };
-use sluicegate::proxy::cache::{Entry, Facts, Key, Shape, Store, Tenant};
+use sluicegate::proxy::{
+    cache::{Entry, Facts, Key, Shape, Store, Tenant},
+    resume::tap::Tap,
+};
 use tokio::time::Instant;
 
 fn main() {
@@ -117,6 +120,22 @@ fn rename_1000_events(bencher: Bencher<'_, '_>) {
     bencher
         .counter(BytesCount::new(stream.len()))
         .bench(|| Renamer::new(Dialect::OpenAi, "gpt-4o-mini").push(black_box(stream.clone())));
+}
+
+/// What a stream that could be resumed costs: an event a push, as they come.
+#[divan::bench(args = [false, true])]
+fn tap_1000_events(bencher: Bencher<'_, '_>, ids: bool) {
+    let stream = String::from_utf8(events(1000)).unwrap_or_default();
+    let told = if ids { "\"token_ids\":[128009]" } else { "\"token_ids\":null" };
+    let stream = stream.replace("\"token_ids\":null", told);
+    let events: Vec<_> = stream.split_inclusive("\n\n").map(|event| bytes::Bytes::from(event.to_owned())).collect();
+    bencher.counter(BytesCount::new(stream.len())).bench(|| {
+        let mut tap = Tap::new(Endpoint::Chat, ids);
+        for event in &events {
+            black_box(tap.push(event.clone()));
+        }
+        tap.delivered().chunks()
+    });
 }
 
 #[divan::bench(args = [1 << 10, 16 << 10])]
