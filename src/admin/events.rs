@@ -63,6 +63,12 @@ fn told(event: &FleetEvent) -> String {
         Change::State { from, to } => ("state", json!({"from": from.name(), "to": to.name()})),
         Change::Engine(engine) => ("engine", json!({"engine": engine.name()})),
         Change::Models(count) => ("models", json!({"count": count})),
+        Change::Interruption { action, left } => {
+            let left = left.map(|left| left.as_secs());
+            ("interruption", json!({"action": action.name(), "seconds_left": left}))
+        }
+        Change::Wary(wary) => ("wary", json!({"wary": wary})),
+        Change::Withdrawn => ("withdrawn", json!({})),
     };
     let mut data = json!({"backend": &*event.backend, "reason": &*event.reason});
     if let (Some(data), serde_json::Value::Object(detail)) = (data.as_object_mut(), detail) {

@@ -1,8 +1,11 @@
 //! The fleet as the admin API shows it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::SystemTime,
 };
 
 use serde_json::{Value, json};
@@ -10,7 +13,8 @@ use tokio::time::Instant;
 
 use crate::{
     config::Capacity,
-    fleet::{Backend, Fleet, Phase},
+    fleet::{Backend, Fleet, Notice, Phase},
+    telemetry::time,
 };
 
 /// All backends, in the order of the configuration.
@@ -57,9 +61,22 @@ fn of(backend: &Backend) -> Value {
             Phase::Open { .. } => "open",
             Phase::HalfOpen { .. } => "half_open",
         },
+        "interruption": backend.notice().map(|notice| interruption(&notice, now, backend.leaves_at().is_some())),
         "calls": count(&totals.calls),
         "answered": count(&totals.answered),
         "failed": count(&totals.failed),
         "full": count(&totals.full),
+    })
+}
+
+/// A notice. `leaving` = it is acted on; else it is a hint, or nobody else serves one of the models.
+fn interruption(notice: &Notice, now: Instant, leaving: bool) -> Value {
+    let left = notice.at.map(|at| at.saturating_duration_since(now));
+    json!({
+        "action": notice.action.name(),
+        "time": left.map(|left| time::rfc3339(SystemTime::now() + left)),
+        "seconds_left": left.map(|left| left.as_secs()),
+        "source": &*notice.source,
+        "leaving": leaving,
     })
 }

@@ -22,6 +22,7 @@ use super::{
     breaker::{Fault, Phase, Rate},
     event::Change,
     health::{Health, Machine, State},
+    interruption::{Action, Interrupted, Notice, Stand},
     load::Load,
     models::Models,
     room::Room,
@@ -49,6 +50,9 @@ struct Core {
     calm: AtomicBool,
     trial_at: AtomicU64,
     since: AtomicU64,
+    /// When its machine goes by its notice, and the same while that is acted on.
+    goes_at: AtomicU64,
+    leaves_at: AtomicU64,
     /// The engine said "full" (429): others first until then.
     full_until: AtomicU64,
     /// Pieces of answers that came; only compared with itself.
@@ -118,6 +122,8 @@ pub struct Permit {
 const USABLE: u8 = 1;
 const DRAINING: u8 = 2;
 const GONE: u8 = 4;
+/// It has a notice, or its zone goes, and it gets calls all the same: after the others.
+const HINTED: u8 = 8;
 const NEVER: u64 = u64::MAX;
 
 // === impl Backend ===
@@ -134,6 +140,8 @@ impl Backend {
             calm: AtomicBool::new(false),
             trial_at: AtomicU64::new(NEVER),
             since: AtomicU64::new(0),
+            goes_at: AtomicU64::new(NEVER),
+            leaves_at: AtomicU64::new(NEVER),
             full_until: AtomicU64::new(0),
             heard: AtomicU64::new(0),
             engine: ArcSwapOption::empty(),
@@ -192,7 +200,43 @@ impl Backend {
 
     /// Whether it gets its share of calls now.
     pub fn is_usable(&self) -> bool {
-        self.core.flags.load(Relaxed) == USABLE
+        self.core.flags.load(Relaxed) & !HINTED == USABLE
+    }
+
+    /// Whether others come first: it may go soon, or goes and is the last of a model.
+    pub fn is_hinted(&self) -> bool {
+        self.core.flags.load(Relaxed) & HINTED != 0
+    }
+
+    /// When streams have to be off it; `None` = it stays, or nobody else could take them.
+    pub fn leaves_at(&self) -> Option<Instant> {
+        self.at(self.core.leaves_at.load(Relaxed))
+    }
+
+    /// The notice it has, acted on or not. Takes the lock: for the admin plane.
+    pub fn notice(&self) -> Option<Notice> {
+        self.machine(|machine| {
+            machine.notice().map(|held| Notice { action: held.action, at: held.goes, source: Arc::clone(&held.source) })
+        })
+    }
+
+    /// Told of its machine by its own answers (`x-sluicegate-interruption`), or by [`super::Fleet::interrupt`].
+    pub fn interrupted(&self, notice: Notice) -> Interrupted {
+        let now = Instant::now();
+        if !self.change(|machine| machine.interrupt(now, &notice)) {
+            return Interrupted::Known;
+        }
+        self.note_notice(&notice);
+        match notice.action {
+            Action::Rebalance => Interrupted::Hinted,
+            _ if self.is_draining() => Interrupted::Draining,
+            _ => Interrupted::Last,
+        }
+    }
+
+    /// Its machine stays after all. True when it had a notice.
+    pub fn withdraw(&self) -> bool {
+        self.change(Machine::withdraw)
     }
 
     /// Whether it takes no new calls because the operator said so, or it left the configuration.
@@ -337,6 +381,55 @@ impl Backend {
         self.core.flags.fetch_or(GONE, Relaxed);
     }
 
+    pub(super) fn lapse(&self, now: Instant) -> Option<Instant> {
+        if self.core.flags.load(Relaxed) & HINTED == 0 && self.core.goes_at.load(Relaxed) == NEVER {
+            return None;
+        }
+        self.change(|machine| {
+            machine.lapse(now);
+            machine.notice().map(|held| held.lapses_at())
+        })
+    }
+
+    /// Whether its machine goes by a notice, acted on or not.
+    pub(super) fn goes(&self) -> bool {
+        self.core.goes_at.load(Relaxed) != NEVER
+    }
+
+    pub(super) fn stand(&self) -> Stand {
+        let goes = self.at(self.core.goes_at.load(Relaxed));
+        let zone = self.spec.zone.as_ref().filter(|_| self.spec.capacity == config::Capacity::Spot);
+        Stand { goes, able: self.machine(Machine::is_able), models: self.models().clone(), spot_of: zone.cloned() }
+    }
+
+    /// Has its notice acted on, or not. Under the lock of the members: the snapshot is made by the caller, and what
+    /// changed is told by it.
+    pub(super) fn part(&self, parted: bool) -> Option<(Change, Arc<str>)> {
+        let mut machine = self.core.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        let (from, before) = (machine.health().state, machine.is_parted());
+        machine.part(parted);
+        if machine.is_parted() == before {
+            return None;
+        }
+        let health = machine.health();
+        self.copy(&machine, &health);
+        Some((Change::State { from, to: health.state }, health.reason))
+    }
+
+    /// The like for a zone that goes, or does not any more.
+    pub(super) fn set_wary(&self, wary: bool) -> Option<(Change, Arc<str>)> {
+        let mut machine = self.core.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        if machine.is_wary() == wary {
+            return None;
+        }
+        machine.set_wary(wary);
+        let health = machine.health();
+        self.copy(&machine, &health);
+        let zone = self.spec.zone.as_deref().unwrap_or_default();
+        let reason = if wary { format!("zone {zone} is going") } else { format!("zone {zone} stays") };
+        Some((Change::Wary(wary), reason.into()))
+    }
+
     /// Offers free places to calls that wait, as long as any takes one.
     pub(super) fn serve_waiting(self: &Arc<Self>) {
         while self.core.room.wanted() > 0
@@ -383,17 +476,26 @@ impl Backend {
     /// The one way in which the state changes: copies what readers need, tells of it, renews the snapshot.
     fn change<T>(&self, act: impl FnOnce(&mut Machine) -> T) -> T {
         let mut machine = self.core.machine.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = (machine.health().state, machine.is_usable(), machine.is_draining());
+        let seen = |machine: &Machine| (machine.health().state, machine.is_usable(), machine.notices().0);
+        let before = seen(&machine);
         let out = act(&mut machine);
         let health = machine.health();
-        let after = (health.state, machine.is_usable(), machine.is_draining());
+        let after = seen(&machine);
+        let noticed = (before.2 != after.2).then(|| noticed(&machine));
         self.copy(&machine, &health);
         drop(machine);
+        let is_news = noticed.is_some();
+        if let Some((change, reason)) = noticed {
+            self.tell(change, reason);
+        }
         if before.0 != after.0 {
             self.tell(Change::State { from: before.0, to: after.0 }, health.reason);
         }
         if before != after {
             self.rebuild();
+        }
+        if is_news && let Some(hub) = self.core.hub.upgrade() {
+            hub.note_interruption();
         }
         out
     }
@@ -401,17 +503,28 @@ impl Backend {
     fn copy(&self, machine: &Machine, health: &Health) {
         let usable = if machine.is_usable() { USABLE } else { 0 };
         let draining = if health.state == State::Draining { DRAINING } else { 0 };
+        let is_hinted = machine.is_wary() || machine.notice().is_some() && !machine.is_parted();
+        let hinted = if is_hinted { HINTED } else { 0 };
         // GONE is set once and for ever, by others. In one step: a snapshot may be built from these at any moment. The
         // closure always answers, so this cannot fail.
-        let _ = self.core.flags.fetch_update(Relaxed, Relaxed, |flags| Some(flags & GONE | usable | draining));
+        let _ = self.core.flags.fetch_update(Relaxed, Relaxed, |flags| Some(flags & GONE | usable | draining | hinted));
         self.core.calm.store(machine.is_calm(), Relaxed);
         self.core.since.store(self.millis(health.since), Relaxed);
+        let goes = machine.notice().and_then(|held| held.goes).map_or(NEVER, |at| self.millis(at));
+        self.core.goes_at.store(goes, Relaxed);
+        self.core.leaves_at.store(if machine.is_parted() { goes } else { NEVER }, Relaxed);
         self.core.trial_at.store(machine.trial_at().map_or(NEVER, |at| self.millis(at)), Relaxed);
     }
 
     fn tell(&self, change: Change, reason: Arc<str>) {
         if let Some(hub) = self.core.hub.upgrade() {
             hub.tell(self.name(), change, reason);
+        }
+    }
+
+    fn note_notice(&self, notice: &Notice) {
+        if let Some(hub) = self.core.hub.upgrade() {
+            hub.note_notice(notice);
         }
     }
 
@@ -423,6 +536,21 @@ impl Backend {
 
     fn millis(&self, at: Instant) -> u64 {
         at.saturating_duration_since(self.core.start).as_millis() as u64
+    }
+
+    fn at(&self, millis: u64) -> Option<Instant> {
+        (millis != NEVER).then(|| self.core.start + Duration::from_millis(millis))
+    }
+}
+
+/// What to tell of a notice that came, moved or ended.
+fn noticed(machine: &Machine) -> (Change, Arc<str>) {
+    match machine.notice() {
+        Some(held) => {
+            let left = held.goes.map(|goes| goes.saturating_duration_since(Instant::now()));
+            (Change::Interruption { action: held.action, left }, format!("says {}", held.source).into())
+        }
+        None => (Change::Withdrawn, machine.notices().1.into()),
     }
 }
 

@@ -2,7 +2,8 @@
 //! reason.
 //!
 //! ```text
-//!   Unknown ──► Healthy ⇄ Unhealthy          Draining: laid over any of them by the operator, until undrained
+//!   Unknown ──► Healthy ⇄ Unhealthy          Draining: laid over any of them, by the operator until undrained, by a
+//!                                            notice until that ends
 //! ```
 //!
 //! * A probe counts after `health.unhealthy_after` failures or `health.healthy_after` passes in a row.
@@ -14,7 +15,10 @@ use std::{fmt, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::breaker::{Breaker, Fault, Phase, Rate};
+use super::{
+    breaker::{Breaker, Fault, Phase, Rate},
+    interruption::{Held, Notice},
+};
 
 /// Whether a backend gets calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +59,15 @@ pub(super) struct Machine {
     fails: u32,
     passes: u32,
     drain: Option<(Arc<str>, Instant)>,
+    notice: Option<Held>,
+    /// It takes nothing new because of its notice: there are others. Never without one.
+    parted: bool,
+    /// Others of its zone go: it may be next.
+    wary: bool,
+    /// Grows with every change of the notice.
+    notices: u64,
+    /// Why the last notice ended.
+    ended: &'static str,
     breaker: Breaker,
 }
 
@@ -67,6 +80,11 @@ impl Machine {
             fails: 0,
             passes: 0,
             drain: None,
+            notice: None,
+            parted: false,
+            wary: false,
+            notices: 0,
+            ended: "",
             breaker: Breaker::default(),
         }
     }
@@ -74,6 +92,10 @@ impl Machine {
     pub(super) fn health(&self) -> Health {
         if let Some((reason, since)) = &self.drain {
             return Health { state: State::Draining, reason: Arc::clone(reason), since: *since };
+        }
+        if let (Some(held), true) = (&self.notice, self.parted) {
+            let reason = format!("its machine goes ({}), says {}", held.action, held.source).into();
+            return Health { state: State::Draining, reason, since: held.since };
         }
         let state = match self.condition {
             Condition::Unknown if self.breaker.is_closed() => State::Unknown,
@@ -88,11 +110,16 @@ impl Machine {
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.drain.is_some()
+        self.drain.is_some() || self.parted
     }
 
     /// Whether it gets its share of calls.
     pub(super) fn is_usable(&self) -> bool {
+        !self.parted && self.is_able()
+    }
+
+    /// Whether it would, were it not for its notice.
+    pub(super) fn is_able(&self) -> bool {
         self.drain.is_none()
             && matches!(self.condition, Condition::Unknown | Condition::Healthy)
             && self.breaker.is_closed()
@@ -105,7 +132,7 @@ impl Machine {
 
     /// When a call may be sent to see whether it is back; `None` when there is no such trial to make.
     pub(super) fn trial_at(&self) -> Option<Instant> {
-        if self.drain.is_some() || self.condition == Condition::Sick { None } else { self.breaker.trial_at() }
+        if self.is_draining() || self.condition == Condition::Sick { None } else { self.breaker.trial_at() }
     }
 
     pub(super) fn probe_passed(&mut self, now: Instant, need: u32) {
@@ -115,6 +142,9 @@ impl Machine {
             return;
         }
         self.breaker.probed();
+        if self.notice.as_ref().is_some_and(|held| held.is_over(now)) {
+            self.end_notice("it was out, and came back");
+        }
         if self.condition != Condition::Healthy {
             self.enter(now, Condition::Healthy, "health check passed".into());
         } else if self.breaker.is_closed() && &*self.reason != "health check passed" {
@@ -177,9 +207,71 @@ impl Machine {
         first
     }
 
-    /// True when it was draining before.
+    /// Takes back the operator's word and any notice. True when it was draining before.
     pub(super) fn undrain(&mut self) -> bool {
-        self.drain.take().is_some()
+        let was = self.is_draining();
+        self.drain = None;
+        self.withdraw();
+        was
+    }
+
+    /// True when this is news.
+    pub(super) fn interrupt(&mut self, now: Instant, notice: &Notice) -> bool {
+        let news = match &mut self.notice {
+            Some(held) => held.hear(now, notice),
+            None => {
+                self.notice = Some(Held::new(now, notice));
+                true
+            }
+        };
+        self.notices += u64::from(news);
+        news
+    }
+
+    /// True when there was a notice.
+    pub(super) fn withdraw(&mut self) -> bool {
+        self.end_notice("taken back")
+    }
+
+    /// Ends a notice that was a false alarm. True when there was one.
+    pub(super) fn lapse(&mut self, now: Instant) -> bool {
+        let over = self.notice.as_ref().is_some_and(|held| held.lapses_at() <= now);
+        over && self.end_notice("its time is long over, and nobody repeats it")
+    }
+
+    pub(super) fn notice(&self) -> Option<&Held> {
+        self.notice.as_ref()
+    }
+
+    /// How often the notice changed, and why the last one ended.
+    pub(super) fn notices(&self) -> (u64, &'static str) {
+        (self.notices, self.ended)
+    }
+
+    pub(super) fn is_wary(&self) -> bool {
+        self.wary
+    }
+
+    pub(super) fn set_wary(&mut self, wary: bool) {
+        self.wary = wary;
+    }
+
+    pub(super) fn is_parted(&self) -> bool {
+        self.parted
+    }
+
+    /// Whether its machine's going is acted on; without a notice it never is.
+    pub(super) fn part(&mut self, parted: bool) {
+        self.parted = parted && self.notice.as_ref().is_some_and(|held| held.goes.is_some());
+    }
+
+    fn end_notice(&mut self, why: &'static str) -> bool {
+        let was = self.notice.take().is_some();
+        self.parted = false;
+        if was {
+            (self.notices, self.ended) = (self.notices + 1, why);
+        }
+        was
     }
 
     fn enter(&mut self, now: Instant, condition: Condition, reason: Arc<str>) {
@@ -187,6 +279,11 @@ impl Machine {
         // Another finding about one that is out already: it is out since the first.
         if !(is_out(self.condition) && is_out(condition)) {
             self.since = now;
+        }
+        if is_out(condition)
+            && let Some(held) = &mut self.notice
+        {
+            held.note_out();
         }
         self.condition = condition;
         self.reason = reason;

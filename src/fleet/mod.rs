@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   control ──probe_passed/failed, set_models──► Backend ──state changed──► Snapshot (arc-swap) ──► proxy::route
+//!   control, admin ──interrupt, drain──────────►    │
 //!   proxy   ──report, note_bytes, Permit───────►    │
 //!                                                   └──► FleetEvent (broadcast) ──► log, admin
 //! ```
@@ -13,6 +14,7 @@ mod backend;
 mod breaker;
 mod event;
 mod health;
+pub mod interruption;
 mod load;
 mod models;
 pub mod response_ids;
@@ -26,13 +28,14 @@ pub(crate) mod testing;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::{
-    sync::{broadcast, mpsc},
+    sync::{broadcast, mpsc, watch},
     time::Instant,
 };
 
@@ -41,6 +44,7 @@ pub use self::{
     breaker::{Fault, Phase},
     event::{Change, FleetEvent},
     health::{Health, State},
+    interruption::{Action, Interrupted, Notice},
     load::Load,
     models::Models,
     room::Room,
@@ -68,6 +72,10 @@ struct Hub {
     events: broadcast::Sender<FleetEvent>,
     suspicions: mpsc::Sender<Suspicion>,
     room: Arc<Room>,
+    /// Grows with every notice that comes, moves, ends, or is acted on otherwise than before.
+    interruptions: watch::Sender<u64>,
+    /// Notices by who gave them and what they said.
+    notices: Mutex<BTreeMap<(Arc<str>, &'static str), u64>>,
 }
 
 #[derive(Default)]
@@ -95,6 +103,8 @@ impl Fleet {
             events: broadcast::channel(EVENTS).0,
             suspicions,
             room: Arc::default(),
+            interruptions: watch::Sender::new(0),
+            notices: Mutex::default(),
         });
         let fleet = Self { hub, suspicions: Mutex::new(Some(receiver)) };
         fleet.apply(config);
@@ -151,12 +161,45 @@ impl Fleet {
         Ok(self.named(name)?.drain(reason))
     }
 
-    /// Gives it calls again, as its health allows. True when it was draining before.
+    /// Gives it calls again, as its health allows, and forgets its notice. True when it was draining before.
     ///
     /// # Errors
     /// When there is no backend of that name.
     pub fn undrain(&self, name: &str) -> Result<bool, NoSuchBackend> {
         Ok(self.named(name)?.undrain())
+    }
+
+    /// Its machine goes, or may go.
+    ///
+    /// # Errors
+    /// When there is no backend of that name.
+    pub fn interrupt(&self, name: &str, notice: Notice) -> Result<Interrupted, NoSuchBackend> {
+        Ok(self.named(name)?.interrupted(notice))
+    }
+
+    /// Its machine stays after all. True when it had a notice.
+    ///
+    /// # Errors
+    /// When there is no backend of that name.
+    pub fn withdraw(&self, name: &str) -> Result<bool, NoSuchBackend> {
+        Ok(self.named(name)?.withdraw())
+    }
+
+    /// Changes with every notice that comes, moves or ends, and when one is acted on otherwise than before
+    /// ([`Backend::leaves_at`]).
+    pub fn interruptions(&self) -> watch::Receiver<u64> {
+        self.hub.interruptions.subscribe()
+    }
+
+    /// Ends notices that were false alarms; when to ask again, while there are any.
+    pub fn lapse_notices(&self, now: Instant) -> Option<Instant> {
+        let backends = self.snapshot().backends.clone();
+        backends.iter().filter_map(|backend| backend.lapse(now)).min()
+    }
+
+    /// Notices so far, by who gave them and what they said.
+    pub fn notices(&self) -> BTreeMap<(Arc<str>, &'static str), u64> {
+        lock(&self.hub.notices).clone()
     }
 
     /// Where freed places go.
@@ -185,13 +228,32 @@ impl fmt::Debug for Fleet {
 impl Hub {
     /// Built and stored under one lock, so that an older view never replaces a newer one.
     fn rebuild(&self) {
-        {
+        let parted = {
             let members = lock(&self.members);
+            let parted = settle(&members.backends);
             let before = self.snapshot.load();
             let snapshot = Snapshot::build(members.backends.clone(), members.zone.as_deref(), &before);
             self.snapshot.store(Arc::new(snapshot));
+            parted
+        };
+        for (backend, (change, reason)) in &parted {
+            // Drained by the operator too: it was and is.
+            if !matches!(change, Change::State { from, to } if from == to) {
+                self.tell(backend.name(), change.clone(), Arc::clone(reason));
+            }
+        }
+        if !parted.is_empty() {
+            self.note_interruption();
         }
         self.serve_waiting();
+    }
+
+    fn note_interruption(&self) {
+        self.interruptions.send_modify(|count| *count += 1);
+    }
+
+    fn note_notice(&self, notice: &Notice) {
+        *lock(&self.notices).entry((Arc::clone(&notice.source), notice.action.name())).or_default() += 1;
     }
 
     fn serve_waiting(&self) {
@@ -203,9 +265,31 @@ impl Hub {
     }
 
     fn tell(&self, backend: &Arc<str>, change: Change, reason: Arc<str>) {
+        let event = FleetEvent { backend: Arc::clone(backend), change, reason };
+        if matches!(event.change, Change::Interruption { .. } | Change::Withdrawn | Change::Wary(_)) {
+            tracing::warn!("{event}");
+        }
         // Nobody listening is fine.
-        let _ = self.events.send(FleetEvent { backend: Arc::clone(backend), change, reason });
+        let _ = self.events.send(event);
     }
+}
+
+/// A change of a backend's state, and why.
+type Told = (Change, Arc<str>);
+
+/// Decides which notices are acted on, and says what that changed. Under the lock of the members.
+fn settle(backends: &[Arc<Backend>]) -> Vec<(Arc<Backend>, Told)> {
+    if !backends.iter().any(|backend| backend.goes() || backend.is_hinted()) {
+        return Vec::new();
+    }
+    let stands: Vec<_> = backends.iter().map(|backend| backend.stand()).collect();
+    let (parting, wary) = (interruption::parting(&stands), interruption::wary(&stands));
+    let decided = backends.iter().zip(parting.into_iter().zip(wary));
+    let told = decided.flat_map(|(backend, (parted, wary))| {
+        let told = [backend.set_wary(wary), backend.part(parted)];
+        told.into_iter().flatten().map(|told| (Arc::clone(backend), told))
+    });
+    told.collect()
 }
 
 impl Members {

@@ -35,6 +35,9 @@ pub struct Pools {
     pub on_demand: Pool,
     /// The three above together.
     pub every: Pool,
+    /// Usable, but their machines may go: the second choice. When there is no first, they stand in the pools above
+    /// and not here.
+    pub hinted: Vec<Arc<Backend>>,
     /// Those that are out: unhealthy, or taken out by their breaker. Draining ones are nowhere.
     pub out: Vec<Arc<Backend>>,
     /// Outlives this snapshot.
@@ -95,6 +98,8 @@ impl Snapshot {
                 }
             }
         }
+        let Self { any, unlisted, by_model, .. } = &mut snapshot;
+        by_model.values_mut().chain([any, unlisted]).for_each(|pools| pools.fall_back(zone));
         snapshot.names = names;
         snapshot.backends = backends;
         snapshot
@@ -145,6 +150,23 @@ impl Pools {
             self.out.push(Arc::clone(backend));
             return;
         }
+        if backend.is_hinted() {
+            self.hinted.push(Arc::clone(backend));
+            return;
+        }
+        self.enter(backend, zone);
+    }
+
+    /// Where all are the second choice, none is.
+    fn fall_back(&mut self, zone: Option<&str>) {
+        if self.every.all.is_empty() {
+            for backend in std::mem::take(&mut self.hinted) {
+                self.enter(&backend, zone);
+            }
+        }
+    }
+
+    fn enter(&mut self, backend: &Arc<Backend>, zone: Option<&str>) {
         let near = zone.is_some() && backend.spec.zone.as_deref() == zone;
         self.class_mut(backend.spec.capacity).add(backend, near);
         self.every.add(backend, near);

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::config::{
     Admin, AdminAt, Backend, BackendUrl, Cache, CacheMode, CacheScope, Capacity, ClientTls, Concurrency, Config,
-    Downstream, Drain, Health, Level, Limits, Listen, Log, Models, Passthrough, Profile, Retry, Routing, Scheme,
-    Stream, Timeouts,
+    Downstream, Drain, Health, Interruption, InterruptionSource, Level, Limits, Listen, Log, Models, Passthrough,
+    Profile, Resume, ResumeMode, Retry, Routing, Scheme, Stream, Timeouts,
 };
 
 /// A backend of this name, on demand, without a limit, whose models are to be asked for.
@@ -19,6 +19,7 @@ pub(crate) fn backend(name: &str) -> Backend {
         models: Models::Auto,
         max_concurrency: Concurrency::Unlimited,
         api_key: None,
+        interruption_token: None,
         tls: ClientTls::default(),
     }
 }
@@ -54,6 +55,8 @@ pub(crate) fn config(backends: impl IntoIterator<Item = Backend>) -> Config {
         timeouts: Timeouts { connect: s(1), first_byte: s(600), suspect: s(10), between_bytes: s(300), total: s(1800) },
         health: Health { path: None, interval: s(1), timeout: s(5), unhealthy_after: 2, healthy_after: 1 },
         stream: Stream { keepalive: s(15), headers_after: s(30) },
+        resume: Resume { mode: ResumeMode::Auto, attempts: 3, report: false, plain_as_stream: false },
+        interruption: Interruption { source: InterruptionSource::Off, endpoint: None, notify: Vec::new() },
         cache: Cache {
             capacity: 256 << 20,
             ttl: s(3600),

@@ -266,3 +266,185 @@ proptest! {
         prop_assert_eq!(named(&fleet, "a").load().in_flight(), 0);
     }
 }
+
+fn notice(action: Action, seconds: u64) -> Notice {
+    Notice { action, at: Some(Instant::now() + Duration::from_secs(seconds)), source: "test".into() }
+}
+
+fn two() -> Arc<Fleet> {
+    Fleet::new(&config([serving("a", &["m"]), serving("b", &["m"])]))
+}
+
+fn hinted(fleet: &Fleet) -> Vec<String> {
+    fleet.snapshot().candidates(Some("m")).unwrap().hinted.iter().map(|b| b.name().to_string()).collect()
+}
+
+fn usable(fleet: &Fleet) -> Vec<String> {
+    fleet.snapshot().candidates(Some("m")).unwrap().every.all.iter().map(|b| b.name().to_string()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_goes_gets_nothing_new_until_the_notice_is_taken_back() {
+    let fleet = two();
+    let (mut events, mut changes) = (fleet.subscribe(), fleet.interruptions());
+    assert_eq!(fleet.interrupt("a", notice(Action::Terminate, 120)), Ok(Interrupted::Draining));
+    let a = named(&fleet, "a");
+    assert_eq!(a.leaves_at(), Some(Instant::now() + Duration::from_secs(120)));
+    assert_eq!((a.health().state, usable(&fleet)), (State::Draining, vec!["b".to_owned()]));
+    assert_eq!(&*a.health().reason, "its machine goes (terminate), says test");
+    assert!(changes.has_changed().unwrap());
+    let left = Some(Duration::from_secs(120));
+    assert_eq!(events.try_recv().unwrap().change, Change::Interruption { action: Action::Terminate, left });
+    assert_eq!(
+        events.try_recv().unwrap().to_string(),
+        "backend a is draining, was unknown: its machine goes (terminate), says test"
+    );
+
+    changes.mark_unchanged();
+    assert_eq!(fleet.interrupt("a", notice(Action::Terminate, 121)), Ok(Interrupted::Known));
+    assert!(!changes.has_changed().unwrap(), "the same again");
+    assert_eq!(fleet.withdraw("a"), Ok(true));
+    assert_eq!((usable(&fleet).len(), a.leaves_at()), (2, None));
+    assert!(changes.has_changed().unwrap());
+    assert_eq!(fleet.withdraw("a"), Ok(false));
+    assert_eq!(events.try_recv().unwrap().change, Change::Withdrawn);
+
+    assert_eq!(fleet.interrupt("a", notice(Action::Stop, 60)), Ok(Interrupted::Draining));
+    assert_eq!(fleet.undrain("a"), Ok(true), "the operator knows better");
+    assert_eq!((usable(&fleet).len(), a.notice()), (2, None));
+    assert!(fleet.interrupt("c", notice(Action::Stop, 60)).is_err());
+    assert_eq!(fleet.notices().get(&("test".into(), "terminate")), Some(&1), "what is known is not counted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_of_a_model_stays_until_there_is_another() {
+    let fleet = two();
+    let (a, b) = (named(&fleet, "a"), named(&fleet, "b"));
+    a.report(Outcome::Refused("connection refused"));
+    assert_eq!(fleet.interrupt("b", notice(Action::Terminate, 120)), Ok(Interrupted::Last));
+    assert_eq!((usable(&fleet), b.leaves_at()), (vec!["b".to_owned()], None));
+    let mut changes = fleet.interruptions();
+    a.probe_passed(1);
+    assert_eq!((usable(&fleet), b.leaves_at().is_some()), (vec!["a".to_owned()], true), "now it may go");
+    assert!(changes.has_changed().unwrap());
+    changes.mark_unchanged();
+    a.probe_failed(1, "no answer");
+    assert_eq!((usable(&fleet), b.leaves_at()), (vec!["b".to_owned()], None), "and now it may not");
+    assert!(changes.has_changed().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_all_go_the_one_that_goes_last_stays() {
+    let fleet = two();
+    assert_eq!(fleet.interrupt("a", notice(Action::Terminate, 120)), Ok(Interrupted::Draining));
+    assert_eq!(fleet.interrupt("b", notice(Action::Terminate, 30)), Ok(Interrupted::Draining));
+    assert_eq!((usable(&fleet), named(&fleet, "a").leaves_at()), (vec!["a".to_owned()], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_makes_it_the_second_choice_and_a_notice_is_more_than_a_hint() {
+    let fleet = two();
+    assert_eq!(fleet.interrupt("a", notice(Action::Rebalance, 0)), Ok(Interrupted::Hinted));
+    assert_eq!((usable(&fleet), hinted(&fleet)), (vec!["b".to_owned()], vec!["a".to_owned()]));
+    assert!(named(&fleet, "a").is_usable() && named(&fleet, "a").leaves_at().is_none());
+    assert_eq!(fleet.interrupt("b", notice(Action::Rebalance, 0)), Ok(Interrupted::Hinted));
+    assert_eq!((usable(&fleet).len(), hinted(&fleet).len()), (2, 0), "where all are, none is");
+    assert_eq!(fleet.interrupt("a", notice(Action::Hibernate, 0)), Ok(Interrupted::Draining));
+    assert_eq!(fleet.interrupt("a", notice(Action::Rebalance, 0)), Ok(Interrupted::Known));
+    assert_eq!(named(&fleet, "a").leaves_at(), Some(Instant::now()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_notice_without_a_time_means_soon_and_an_earlier_time_is_believed_from_anybody() {
+    let fleet = two();
+    let a = named(&fleet, "a");
+    let say = |at: Option<u64>, source: &str| {
+        let at = at.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        a.interrupted(Notice { action: Action::Terminate, at, source: source.into() })
+    };
+    let left = || a.leaves_at().map(|at| at.duration_since(Instant::now()).as_secs());
+    assert_eq!((say(None, "push"), left()), (Interrupted::Draining, Some(30)));
+    advance(Duration::from_secs(10)).await;
+    assert_eq!((say(None, "push"), left()), (Interrupted::Known, Some(20)));
+    assert_eq!((say(Some(100), "header"), left()), (Interrupted::Known, Some(20)));
+    assert_eq!((say(Some(10), "header"), left()), (Interrupted::Draining, Some(10)));
+    assert_eq!((say(Some(100), "header"), left()), (Interrupted::Draining, Some(100)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_notice_ends_when_another_machine_comes_up_or_long_after_its_time() {
+    let fleet = two();
+    let a = named(&fleet, "a");
+    fleet.interrupt("a", notice(Action::Terminate, 30)).unwrap();
+    a.probe_failed(1, "no answer");
+    a.probe_passed(1);
+    assert!(a.notice().is_some(), "a moment's trouble before its time");
+    advance(Duration::from_secs(31)).await;
+    a.probe_failed(1, "no answer");
+    assert_eq!(a.health().state, State::Draining);
+    a.probe_passed(1);
+    assert_eq!((a.notice(), a.health().state), (None, State::Healthy));
+
+    fleet.interrupt("a", notice(Action::Terminate, 30)).unwrap();
+    assert_eq!(fleet.lapse_notices(Instant::now()), Some(Instant::now() + Duration::from_secs(630)));
+    advance(Duration::from_secs(630)).await;
+    assert_eq!(fleet.lapse_notices(Instant::now()), None);
+    assert!(a.is_usable());
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_zone_goes_its_other_spot_machines_are_the_second_choice() {
+    let spot = |name: &str, zone: &str, capacity| config::Backend {
+        zone: Some(zone.into()),
+        capacity,
+        ..serving(name, &["m"])
+    };
+    let fleet = Fleet::new(&config([
+        spot("a1", "a", Capacity::Spot),
+        spot("a2", "a", Capacity::Spot),
+        spot("a3", "a", Capacity::Spot),
+        spot("base", "a", Capacity::OnDemand),
+        spot("b1", "b", Capacity::Spot),
+    ]));
+    let mut events = fleet.subscribe();
+    fleet.interrupt("a1", notice(Action::Terminate, 120)).unwrap();
+    assert_eq!(hinted(&fleet), Vec::<String>::new());
+    fleet.interrupt("a2", notice(Action::Terminate, 120)).unwrap();
+    assert_eq!((hinted(&fleet), usable(&fleet)), (vec!["a3".to_owned()], vec!["base".to_owned(), "b1".to_owned()]));
+    let told = std::iter::from_fn(|| events.try_recv().ok()).find(|event| event.change == Change::Wary(true));
+    assert_eq!(told.unwrap().to_string(), "backend a3 is the second choice: zone a is going");
+    fleet.withdraw("a1").unwrap();
+    assert_eq!((hinted(&fleet).len(), usable(&fleet).len()), (0, 4));
+}
+
+fn stand() -> impl Strategy<Value = interruption::Stand> {
+    let models = prop_oneof![
+        3 => prop::collection::vec("[a-c]", 1..3).prop_map(|names| Models::listed(names.into_iter().map(Arc::from))),
+        1 => Just(Models::Unknown),
+        1 => Just(Models::Any),
+    ];
+    (prop::option::of(0_u64..5), any::<bool>(), models).prop_map(|(goes, able, models)| {
+        let goes = goes.map(|seconds| *ORIGIN + Duration::from_secs(seconds));
+        interruption::Stand { goes, able, models: Arc::new(models), spot_of: None }
+    })
+}
+
+static ORIGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+
+proptest! {
+    #[test]
+    fn no_notice_takes_away_the_last_backend_of_a_model(stands in prop::collection::vec(stand(), 1..6)) {
+        let parted = interruption::parting(&stands);
+        let serve = |model: &str, with_parted: bool| {
+            stands.iter().zip(&parted).any(|(stand, parted)| {
+                stand.able && (with_parted || !parted) && stand.models.may_serve(model)
+            })
+        };
+        for model in ["a", "b", "c", "other"] {
+            prop_assert_eq!(serve(model, true), serve(model, false), "{}", model);
+        }
+        for (stand, parted) in stands.iter().zip(&parted) {
+            prop_assert!(stand.goes.is_some() || !parted);
+        }
+    }
+}

@@ -37,6 +37,8 @@ const FIRST_TOKEN: &[f64] =
     &[0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0];
 /// OpenTelemetry's semantic conventions for `gen_ai.server.time_per_output_token`.
 const PER_TOKEN: &[f64] = &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
+/// A stream that stands still: 1 ms to 1 min.
+const GAP: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 const QUEUE: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0];
 
 macro_rules! names {
@@ -106,6 +108,14 @@ names! {
         "Memory of the answers under way; bounded by resume.memory.";
     StreamsCut = Kind::Counter, Count, "streams_cut_total" ["reason"]
         "Answers that ended early after their first byte, by what cut them.";
+    Resumes = Kind::Counter, Count, "resumes_total" ["cause", "mode"]
+        "Streams that went on at another backend, by what made them and by how: from token `ids`, from `text`, by a `restart` before any text, or with only the `end` missing.";
+    ResumesRefused = Kind::Counter, Count, "resumes_refused_total" ["reason"]
+        "Streams that ended where they were cut, by why they did not go on.";
+    ResumeTokensKept = Kind::Counter, Count, "resume_tokens_kept_total" []
+        "Tokens that did not have to be computed again because their stream went on.";
+    ResumeGap = Kind::Histogram(GAP), Seconds, "resume_gap_seconds" []
+        "From the moment a stream was found cut, or told to move, to the first bytes of its continuation.";
     ClientsGone = Kind::Counter, Count, "clients_gone_total" []
         "Requests whose client left before the end of the answer; the backend was told to stop.";
     QueueLength = Kind::Gauge, Count, "queue_length" []
@@ -136,6 +146,10 @@ names! {
         "1 for the state a backend is in, 0 for the others.";
     BackendInFlight = Kind::Gauge, Count, "backend_in_flight" ["backend"]
         "Tries under way at a backend.";
+    BackendLeavesIn = Kind::Gauge, Seconds, "backend_leaves_in_seconds" ["backend"]
+        "Time until a backend's machine goes, by its interruption notice; -1 without one.";
+    InterruptionNotices = Kind::Counter, Count, "interruption_notices_total" ["source", "action"]
+        "Interruption notices of backends, by who gave them and what they said; one that is repeated counts once.";
     UpstreamOpened = Kind::Counter, Count, "upstream_connections_opened_total" []
         "Connections opened to backends.";
     UpstreamReused = Kind::Counter, Count, "upstream_connections_reused_total" []
