@@ -2,8 +2,13 @@
 //!
 //! With a token, whoever has it. Without one (allowed on a loopback address only) this machine: a browser's page from
 //! elsewhere, and a name that was rebound to 127.0.0.1, are refused on every call.
+//!
+//! Notices of interruption have tokens of their own, which open nothing else: one for all backends, one for each.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use http::{HeaderMap, Method, StatusCode, header, request::Parts};
 
@@ -13,6 +18,10 @@ use crate::config::Secret;
 #[derive(Clone, Debug)]
 pub struct Rules {
     pub token: Option<Secret>,
+    /// Opens the notices of all backends.
+    pub notices: Option<Secret>,
+    /// Opens those of one, by name.
+    pub notices_of: Vec<(Arc<str>, Secret)>,
     /// On the data plane's address: then `/metrics` is guarded too.
     pub shared: bool,
     /// Its own address, which may stand in `Host` beside the loopback names.
@@ -31,6 +40,10 @@ const NO_TOKEN: Refusal = Refusal {
     status: StatusCode::UNAUTHORIZED,
     code: "unauthorized",
     message: "send `Authorization: Bearer` with the admin_token of this gateway",
+};
+const NO_NOTICE_TOKEN: Refusal = Refusal {
+    message: "send `Authorization: Bearer` with the interruption_token of this gateway or of this backend",
+    ..NO_TOKEN
 };
 const CROSS_SITE: Refusal = Refusal {
     status: StatusCode::FORBIDDEN,
@@ -53,7 +66,17 @@ impl Rules {
         if matches!(path, "/livez" | "/readyz") || path == "/metrics" && !self.shared {
             return Ok(());
         }
-        if has(head, token) { Ok(()) } else { Err(NO_TOKEN) }
+        match notice_of(path) {
+            _ if has(head, token) => Ok(()),
+            Some(name) if self.may_give_notice(head, name) => Ok(()),
+            Some(_) => Err(NO_NOTICE_TOKEN),
+            None => Err(NO_TOKEN),
+        }
+    }
+
+    fn may_give_notice(&self, head: &Parts, name: &str) -> bool {
+        let own = self.notices_of.iter().filter(|(of, _)| **of == *name).map(|(_, token)| token);
+        head.method == Method::POST && self.notices.iter().chain(own).any(|token| has(head, token))
     }
 
     /// Whether a probe's caller may read reasons, not just the verdict: they name files and lines. On an address that
@@ -75,6 +98,11 @@ impl Rules {
         // HTTP/1.0 may leave it out; a browser never does.
         host.is_none_or(|host| is_local(name_of(host), self.address))
     }
+}
+
+/// The backend whose notices are taken at `path`.
+pub(super) fn notice_of(path: &str) -> Option<&str> {
+    path.strip_prefix("/api/v1/backends/")?.strip_suffix("/interruption")
 }
 
 fn has(head: &Parts, token: &Secret) -> bool {
@@ -130,7 +158,8 @@ mod tests {
     }
 
     fn rules(token: Option<&str>, shared: bool) -> Rules {
-        Rules { token: token.map(Secret::new), shared, address: Some(([127, 0, 0, 1], 9090).into()) }
+        let address = Some(([127, 0, 0, 1], 9090).into());
+        Rules { token: token.map(Secret::new), notices: None, notices_of: Vec::new(), shared, address }
     }
 
     #[test]
@@ -171,6 +200,29 @@ mod tests {
                 assert_eq!((own.admit(&head, open), shared.admit(&head, open)), (Ok(()), Ok(())));
             }
             assert_eq!(own.admit(&head, "/metrics"), Ok(()));
+        }
+    }
+    #[test]
+    fn a_token_for_notices_opens_nothing_else() {
+        let mut rules = rules(Some("admin"), true);
+        rules.notices = Some(Secret::new("all"));
+        rules.notices_of = vec![("a".into(), Secret::new("one")), ("a:1".into(), Secret::new("two"))];
+        let ok = |method: &str, path: &str, token: &str| {
+            rules.admit(&head(method, &[("authorization", &format!("Bearer {token}"))]), path).is_ok()
+        };
+        let (a, b, port) =
+            ("/api/v1/backends/a/interruption", "/api/v1/backends/b/interruption", "/api/v1/backends/a:1/interruption");
+        for (token, opens) in [
+            ("admin", [true, true, true]),
+            ("all", [true, true, true]),
+            ("one", [true, false, false]),
+            ("two", [false, false, true]),
+            ("none", [false; 3]),
+        ] {
+            assert_eq!([a, b, port].map(|path| ok("POST", path, token)), opens, "{token}");
+            let others = ["/api/v1/backends", "/api/v1/backends/a/drain", "/api/v1/config", "/metrics"];
+            assert_eq!(others.map(|path| ok("POST", path, token)), [token == "admin"; 4], "{token}");
+            assert_eq!(ok("GET", a, token), token == "admin");
         }
     }
 }

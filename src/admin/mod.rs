@@ -8,6 +8,7 @@
 //! | `/metrics` | GET | Prometheus text |
 //! | `/api/v1/backends` | GET | state, reason, load, models of each |
 //! | `/api/v1/backends/{name}/drain`, `…/undrain` | POST | takes it out, puts it back |
+//! | `/api/v1/backends/{name}/interruption` | POST | its machine goes, or stays after all: `{"action","time"}` |
 //! | `/api/v1/cache` | GET | kept answers: how many, of which models and tenants, how often they were of use |
 //! | `/api/v1/cache` | DELETE | forgets them; `?model=…` and `?tenant=…` those alone |
 //! | `/api/v1/config` | GET | what is in effect, secrets as `***`, and how the newest reload went |
@@ -16,6 +17,7 @@
 
 pub mod access;
 mod events;
+mod notice;
 mod view;
 
 use std::{fmt, sync::Arc};
@@ -71,13 +73,16 @@ impl Admin {
         Self(Arc::new(pieces))
     }
 
-    /// Answers what lies at `path`: the request's own, less [`PREFIX`] where the address is shared. Bodies are not
-    /// read: no endpoint has one.
-    pub fn answer(&self, head: &Parts, path: &str) -> Response<Body> {
+    /// Answers what lies at `path`: the request's own, less [`PREFIX`] where the address is shared. `body` is read by
+    /// the one endpoint that has one, and bounded.
+    pub async fn answer(&self, head: &Parts, path: &str, body: Body) -> Response<Body> {
         let rules = (self.0.rules)();
-        match rules.admit(head, path) {
-            Ok(()) => self.endpoint(head, path, &rules),
-            Err(refusal) => refused(refusal),
+        if let Err(refusal) = rules.admit(head, path) {
+            return refused(refusal);
+        }
+        match access::notice_of(path) {
+            Some(name) if head.method == Method::POST => notice::take(&self.0.fleet, name, &head.headers, body).await,
+            _ => self.endpoint(head, path, &rules),
         }
     }
 
@@ -104,8 +109,8 @@ impl Admin {
             ("/livez" | "/readyz" | "/metrics" | "/api/v1/backends" | "/api/v1/config" | "/api/v1/events", _) => {
                 wrong_method("GET, HEAD")
             }
-            ("/api/v1/drain", _) | (_, Some((_, "drain" | "undrain"))) => wrong_method("POST"),
-            ("/api/v1/prefixes" | "/dashboard", _) | (_, Some((_, "interruption"))) => {
+            ("/api/v1/drain", _) | (_, Some((_, "drain" | "undrain" | "interruption"))) => wrong_method("POST"),
+            ("/api/v1/prefixes" | "/dashboard", _) => {
                 problem(StatusCode::NOT_FOUND, "not_in_this_version", &format!("{path} is not in this version"))
             }
             _ => problem(StatusCode::NOT_FOUND, "not_found", &format!("there is nothing at {path} of the admin plane")),

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    AppError, Options, Refresh, Shared, Source, Stop, cache, level,
+    AppError, Options, Refresh, Shared, Source, Stop, cache, interruption, level,
     probe::{Asker, ENGINES},
     remote,
 };
@@ -95,6 +95,7 @@ impl Control {
             }
         };
         let drain = self.configs.borrow().drain;
+        interruption::ending(&shared, drain);
         end(&self.drain, &mut self.orders, drain.delay, drain.grace).await;
         // It names those that do not.
         tasks.finish(TASKS_END_WITHIN).await;
@@ -105,7 +106,7 @@ impl Control {
     fn start_tasks(&mut self, tasks: &mut Supervisor, ticker: Ticker, reloads: mpsc::Receiver<()>) {
         let (shared, configs) = (Arc::clone(&self.shared), self.configs.subscribe());
         let refreshes = Rc::new(Mutex::new(std::mem::replace(&mut self.refreshes, mpsc::channel(1).1)));
-        let asker = Asker::of(&configs.borrow(), ticker);
+        let asker = Asker::of(&configs.borrow(), ticker.clone()).through(&shared.via);
         let Some(prober) = prober(&shared, &configs.borrow(), asker) else { return };
         let prober = Rc::new(prober);
         let drain = shared.drain.clone();
@@ -117,6 +118,8 @@ impl Control {
         tasks.start("certificates", OnFailure::Restart, move || {
             until_end(certificates.drain.clone(), watch_certificates(Arc::clone(&certificates)))
         });
+
+        interruption::start(&self.shared, &self.configs, ticker.clone(), tasks);
 
         if let Some(waiting) = self.remote.take() {
             remote::keep(waiting, &self.shared, tasks);
@@ -217,8 +220,16 @@ pub(super) fn admin(shared: &Arc<Shared>, stop: &Stop, address: Option<SocketAdd
         readiness: shared.readiness.clone(),
         drain: shared.drain.clone(),
         rules: Box::new(move || {
-            let admin = &rules.load().admin;
-            Rules { token: admin.token.clone(), shared: admin.at == AdminAt::Same, address }
+            let config = rules.load();
+            let admin = &config.admin;
+            let own = config.backends.iter();
+            Rules {
+                token: admin.token.clone(),
+                notices: admin.interruption_token.clone(),
+                notices_of: own.filter_map(|b| Some((Arc::clone(&b.name), b.interruption_token.clone()?))).collect(),
+                shared: admin.at == AdminAt::Same,
+                address,
+            }
         }),
         config: Box::new(move || json!({"config": shown.load().view(), "reload": status.get()})),
         cache: cache::handles(shared),
@@ -231,6 +242,11 @@ fn add_checks(shared: &Shared) {
     shared.readiness.check("draining", move || match drain.phase() {
         Phase::Serving => Ok(String::new()),
         _ => Err("draining: this gateway is shutting down".into()),
+    });
+    let own = Arc::clone(&shared.own);
+    shared.readiness.check("interruption", move || match own.get().filter(|notice| notice.action.leaves()) {
+        None => Ok(String::new()),
+        Some(notice) => Err(format!("this machine goes ({}), says {}", notice.told(), notice.source)),
     });
     shared.readiness.check("backends", move || {
         let snapshot = fleet.snapshot();
@@ -265,9 +281,9 @@ impl hyper::service::Service<http::Request<Upload>> for AdminService {
     type Future = Answering;
 
     fn call(&self, request: http::Request<Upload>) -> Answering {
-        let (head, _) = request.into_parts();
-        let response = self.0.admin(&head, head.uri.path());
-        Box::pin(async move { Ok(response) })
+        let shared = Arc::clone(&self.0);
+        let path = request.uri().path().to_owned();
+        Box::pin(async move { Ok(shared.admin(request, &path).await) })
     }
 }
 

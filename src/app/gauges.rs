@@ -8,9 +8,11 @@ use std::{
     time::UNIX_EPOCH,
 };
 
+use tokio::time::Instant;
+
 use super::Shared;
 use crate::{
-    fleet::State,
+    fleet::{Action, State},
     listener::tls::Reloading,
     proxy::cache::remote::Remote,
     telemetry::{
@@ -71,18 +73,36 @@ fn cache(shared: &Shared, sink: &mut Sink) {
 }
 
 fn fleet(shared: &Shared, sink: &mut Sink) {
+    notices(shared, sink);
+    let clock = Instant::now();
     for backend in &shared.fleet.snapshot().backends {
         let name = ("backend", &**backend.name());
         let now = backend.health().state;
         for state in STATES {
             sink.set(Name::BackendState, &[name, ("state", state.name())], f64::from(u8::from(state == now)));
         }
+        let left = backend.notice().and_then(|notice| notice.at);
+        let left = left.map_or(-1.0, |at| at.saturating_duration_since(clock).as_secs_f64());
+        sink.set(Name::BackendLeavesIn, &[name], left);
         sink.set(Name::BackendInFlight, &[name], f64::from(backend.load().in_flight()));
         let totals = backend.totals();
         let count = |counter: &AtomicU64| counter.load(Relaxed) as f64;
         let outcomes = [("answered", &totals.answered), ("failed", &totals.failed), ("full", &totals.full)];
         for (outcome, counter) in outcomes {
             sink.set(Name::BackendRequests, &[name, ("outcome", outcome)], count(counter));
+        }
+    }
+}
+
+/// Who gives notices: what watches this machine, what is pushed, what backends say in their answers.
+const SOURCES: [&str; 5] = ["aws", "gcp", "azure", "push", "header"];
+
+fn notices(shared: &Shared, sink: &mut Sink) {
+    let came = shared.fleet.notices();
+    for source in SOURCES {
+        for action in Action::ALL {
+            let count = came.get(&(source.into(), action.name())).copied().unwrap_or(0);
+            sink.set(Name::InterruptionNotices, &[("source", source), ("action", action.name())], count as f64);
         }
     }
 }

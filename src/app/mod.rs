@@ -6,6 +6,7 @@
 mod cache;
 mod control;
 mod gauges;
+mod interruption;
 mod live;
 mod probe;
 mod remote;
@@ -25,10 +26,10 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::{
     admin::Admin,
-    body::Body,
+    body::{Body, Upload},
     config::{self, AdminAt, Config, Env, Flags, Level},
     control::reload::ReloadStatus,
-    fleet::{Fleet, response_ids::ResponseIds},
+    fleet::{Fleet, interruption::Own, response_ids::ResponseIds},
     listener::{self, BindError, Limit, Socket, tls},
     proxy::{
         cache::{
@@ -48,7 +49,10 @@ use crate::{
     telemetry::{Outlet, access, logging::LevelHandle, metrics::Registry},
 };
 
-pub use self::live::live;
+pub use self::{
+    interruption::{Agent, agent},
+    live::live,
+};
 
 /// A gateway whose sockets are bound and which is not running yet.
 #[derive(Debug)]
@@ -92,6 +96,10 @@ pub struct Source {
 #[derive(Debug)]
 struct Shared {
     fleet: Arc<Fleet>,
+    /// The notice of the machine this runs on.
+    own: Arc<Own>,
+    /// The same, for those on the control plane's thread.
+    known: interruption::Known,
     registry: Registry,
     /// Where access lines go; `None` = nobody wants them.
     access: Option<Outlet>,
@@ -118,8 +126,12 @@ struct Shared {
 }
 
 impl Shared {
-    fn admin(&self, head: &http::request::Parts, path: &str) -> http::Response<Body> {
-        self.admin.get().map_or_else(|| http::Response::new(Body::empty()), |admin| admin.answer(head, path))
+    async fn admin(&self, request: http::Request<Upload>, path: &str) -> http::Response<Body> {
+        let (head, body) = request.into_parts();
+        match self.admin.get() {
+            Some(admin) => admin.answer(&head, path, Body::upload(body)).await,
+            None => http::Response::new(Body::empty()),
+        }
     }
 }
 
@@ -146,6 +158,8 @@ pub enum AppError {
     Tls(#[from] tls::TlsError),
     #[error("a thread or runtime cannot be made: {0}; the system's limits on threads or descriptors are too low")]
     Runtime(io::Error),
+    #[error("{0}")]
+    Agent(String),
     #[error("the {0} died")]
     Died(&'static str),
 }
@@ -180,6 +194,8 @@ impl App {
             )),
             refresh,
             fleet,
+            own: Arc::default(),
+            known: interruption::Known::new(None),
             registry: Registry::new(),
             access: if config.log.access { Some(access::stdout().map_err(AppError::Runtime)?) } else { None },
             drain: watched,

@@ -9,6 +9,7 @@ use crate::{
     config::{Backend, BackendUrl, ClientTls, Config},
     control::{Answer, Ask, Engines, Fault},
     protocol::engine::{self, Engine},
+    proxy::headers::Via,
     runtime::ticker::Ticker,
 };
 
@@ -22,6 +23,8 @@ type Targets = HashMap<(BackendUrl, ClientTls), Arc<Target>>;
 pub(super) struct Asker {
     client: Client,
     targets: Rc<RefCell<Targets>>,
+    /// A gateway on the backend's machine tells those who come by a gateway whether it goes.
+    via: Option<HeaderValue>,
 }
 
 impl Asker {
@@ -32,13 +35,21 @@ impl Asker {
     }
 
     fn new(client: Client) -> Self {
-        Self { client, targets: Rc::default() }
+        Self { client, targets: Rc::default(), via: None }
+    }
+
+    /// The same in this gateway's name.
+    pub(super) fn through(self, via: &Via) -> Self {
+        Self { via: Some(via.own().clone()), ..self }
     }
 
     pub(super) async fn ask(&self, ask: Ask) -> Result<Answer, Fault> {
         let target = self.target(&ask.backend)?;
         let path = PathAndQuery::try_from(ask.path).map_err(|e| Fault::Other(e.to_string()))?;
-        let headers = credentials(&ask.backend);
+        let mut headers = credentials(&ask.backend);
+        if let Some(via) = &self.via {
+            headers.insert(header::VIA, via.clone());
+        }
         let (head, body) =
             self.client.get(&target, &path, &headers, LARGEST).await.map_err(|f| fault(&f, &ask.backend))?;
         Ok(Answer { status: head.status, headers: head.headers, body })

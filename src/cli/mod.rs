@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, Env, Flags, Format, Loaded, Problem};
 
+pub mod agent;
 pub mod check;
 pub mod demo;
 pub mod drain;
@@ -51,6 +52,8 @@ enum Command {
     Serve(serve::Args),
     /// Checks a configuration: every problem at once, each with its line
     Check(check::Args),
+    /// Watches for the interruption of this machine and tells gateways elsewhere
+    Agent(agent::Args),
     /// Drains a running gateway and returns when it has ended
     Drain(drain::Args),
     /// Asks a running gateway whether it is ready
@@ -119,6 +122,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => match cli.command {
             Command::Serve(args) => serve::run(&args),
             Command::Check(args) => check::run(&args),
+            Command::Agent(args) => agent::run(&args),
             Command::Drain(args) => drain::run(&args),
             Command::Healthcheck(args) => healthcheck::run(&args),
             Command::Schema(args) => schema::run(&args),

@@ -55,8 +55,24 @@ pub fn diff(old: &Config, new: &Config) -> Result<Changes, Vec<&'static str>> {
             != (&new.routing, &new.retry, &new.health, &new.zone),
         log: old.log != new.log,
         access: old.admin != new.admin,
-        other: (&old.trusted_proxies, old.debug_headers, &old.cors, old.timeouts, old.stream, old.limits, old.drain)
-            != (&new.trusted_proxies, new.debug_headers, &new.cors, new.timeouts, new.stream, new.limits, new.drain)
-            || old.cache != new.cache,
+        other: (
+            &old.trusted_proxies,
+            old.debug_headers,
+            &old.cors,
+            old.timeouts,
+            old.stream,
+            old.resume,
+            old.limits,
+            old.drain,
+        ) != (
+            &new.trusted_proxies,
+            new.debug_headers,
+            &new.cors,
+            new.timeouts,
+            new.stream,
+            new.resume,
+            new.limits,
+            new.drain,
+        ) || (&old.cache, &old.interruption) != (&new.cache, &new.interruption),
     })
 }

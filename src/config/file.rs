@@ -372,8 +372,7 @@ section! {
         /// The stream says where it was joined.
         report: bool = false,
         /// Plain answers are asked for as streams, so that they survive a cut too.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        plain_as_stream: Option<bool> = None,
+        plain_as_stream: bool = false,
     }
 }
 
@@ -387,10 +386,11 @@ section! {
     Interruption {
         /// Cloud whose notices this gateway polls; pushed notices are acted on in any case.
         source: InterruptionSource = InterruptionSource::Off,
-        /// Replaces the address of the cloud's metadata service.
+        /// Replaces the address of the cloud's metadata service, `http://169.254.169.254`.
         #[serde(skip_serializing_if = "Option::is_none")]
         endpoint: Option<String> = None,
-        /// Gateways that a local notice is passed on to.
+        /// Gateways that a local notice is passed on to: the admin address of each, and behind the last `/` what it calls
+        /// the backend on this machine. They are sent this gateway's own `interruption_token`.
         notify: Vec<String> = Vec::new(),
     }
 }

@@ -7,22 +7,10 @@ use super::{
 };
 
 /// Fields of later versions.
-const LATER: [&str; 11] = [
-    "interruption_token",
-    "interruption_token_file",
-    "profile",
-    "cors",
-    "routing.affinity",
-    "stream",
-    "resume",
-    "interruption",
-    "compression",
-    "egress",
-    "normalize",
-];
+const LATER: [&str; 7] = ["profile", "cors", "routing.affinity", "stream", "compression", "egress", "normalize"];
 
 /// The like, of each backend.
-const LATER_OF_BACKENDS: [&str; 3] = ["price", "interruption_token", "interruption_token_file"];
+const LATER_OF_BACKENDS: [&str; 1] = ["price"];
 
 /// The like, of `limits`.
 const LATER_LIMITS: [&str; 2] = ["limits.rate_store", "limits.on_store_failure"];

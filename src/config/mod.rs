@@ -20,7 +20,7 @@ mod view;
 pub use diff::{Changes, diff};
 pub use env::Env;
 pub use error::{Format, Problem, Severity, Snippet, render};
-pub use file::{CacheMode, CacheScope, Downstream};
+pub use file::{CacheMode, CacheScope, Downstream, InterruptionSource, ResumeMode};
 pub use load::{Flags, Loaded, from_text, load};
 pub use secret::{MASK, Secret};
 
@@ -45,6 +45,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub health: Health,
     pub stream: Stream,
+    pub resume: Resume,
+    pub interruption: Interruption,
     pub cache: Cache,
     pub limits: Limits,
     pub drain: Drain,
@@ -124,6 +126,8 @@ pub struct Backend {
     pub models: Models,
     pub max_concurrency: Concurrency,
     pub api_key: Option<Secret>,
+    /// Opens the notices of this backend alone.
+    pub interruption_token: Option<Secret>,
     pub tls: ClientTls,
 }
 
@@ -238,6 +242,55 @@ pub struct Health {
 pub struct Stream {
     pub keepalive: Duration,
     pub headers_after: Duration,
+}
+
+/// Cut streams that go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    pub mode: ResumeMode,
+    /// Continuations of one answer, at most.
+    pub attempts: u32,
+    /// The stream says where it was joined.
+    pub report: bool,
+    /// Plain answers are asked for as streams, and put together here.
+    pub plain_as_stream: bool,
+}
+
+/// How the interruption of this machine is noticed, and who is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interruption {
+    pub source: InterruptionSource,
+    /// In place of the metadata service's own address.
+    pub endpoint: Option<BackendUrl>,
+    pub notify: Vec<Notify>,
+}
+
+/// A gateway that is told of this machine's interruption, and what it calls the backend that runs here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notify {
+    pub gateway: BackendUrl,
+    pub backend: Arc<str>,
+}
+
+impl Notify {
+    /// For a gateway's admin address that does not name the backend.
+    ///
+    /// # Errors
+    /// What is wrong with the address, and what to do.
+    pub fn of(gateway: &str, backend: &str) -> Result<Self, String> {
+        Ok(Self { gateway: web_address(gateway)?, backend: backend.into() })
+    }
+}
+
+/// Reads `http://…` or `https://…`.
+///
+/// # Errors
+/// What is wrong with it, and what to do.
+pub fn web_address(text: &str) -> Result<BackendUrl, String> {
+    url::service(text).map_err(|(reason, help)| match help {
+        Some(help) => format!("{reason}; {help}"),
+        None => reason,
+    })
 }
 
 /// Answers that are kept and shared.

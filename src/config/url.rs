@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{BackendUrl, Cidr, Listen, Redis, Scheme, Secret, secret::short};
+use super::{BackendUrl, Cidr, Listen, Notify, Redis, Scheme, Secret, secret::short};
 use crate::protocol::query::percent_decode;
 
 /// What is wrong, and what to do.
@@ -233,10 +233,22 @@ pub(super) fn origin(text: &str) -> Result<(), Wrong> {
 }
 
 /// `http://…` or `https://…` of a service that this gateway calls.
-pub(super) fn service(text: &str) -> Result<(), Wrong> {
+pub(super) fn service(text: &str) -> Result<BackendUrl, Wrong> {
     let url = backend(text)?;
     match url.scheme {
-        Scheme::Http | Scheme::Https => Ok(()),
+        Scheme::Http | Scheme::Https => Ok(url),
         _ => wrong(format!("`{}` is not a web address", short(text)), "use `http` or `https`"),
     }
+}
+
+/// A gateway's admin address, and behind the last `/` what it calls this machine's backend.
+pub(super) fn notify(text: &str) -> Result<Notify, Wrong> {
+    let gateway = service(text)?;
+    let (base, name) = gateway.base_path.rsplit_once('/').unwrap_or_default();
+    if name.is_empty() {
+        let help = format!("write `{gateway}/NAME`, with the name that gateway has for this machine's backend");
+        return wrong(format!("`{gateway}` does not say which backend is interrupted"), help);
+    }
+    let (base, backend) = (Arc::from(base), Arc::from(name));
+    Ok(Notify { gateway: BackendUrl { base_path: base, ..gateway }, backend })
 }

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use serde_json::{Value, json};
 
 use super::{
-    AdminAt, Backend, BackendUrl, Capacity, ClientTls, Concurrency, Config, Level, Listen, MASK, Models, Passthrough,
-    Profile, Scheme, Secret, ServerTls, units::Period, units::Size,
+    AdminAt, Backend, BackendUrl, Capacity, ClientTls, Concurrency, Config, Level, Listen, MASK, Models, Notify,
+    Passthrough, Profile, Scheme, Secret, ServerTls, units::Period, units::Size,
 };
 use crate::protocol::engine::Engine;
 
@@ -72,9 +72,23 @@ impl Config {
                 "unhealthy_after": health.unhealthy_after,
                 "healthy_after": health.healthy_after,
             },
+            "resume": {
+                "mode": self.resume.mode,
+                "attempts": self.resume.attempts,
+                "memory": Size(self.cache.live_memory),
+                "report": self.resume.report,
+                "plain_as_stream": self.resume.plain_as_stream,
+            },
             "stream": {
                 "keepalive": Period(self.stream.keepalive),
                 "headers_after": Period(self.stream.headers_after),
+            },
+            "interruption": {
+                "source": self.interruption.source,
+                "endpoint": self.interruption.endpoint.as_ref().map(BackendUrl::to_string),
+                "notify": self.interruption.notify.iter()
+                    .map(|Notify { gateway, backend }| format!("{gateway}/{backend}"))
+                    .collect::<Vec<_>>(),
             },
             "limits": {
                 "request_body": Size(limits.request_body as u64),
@@ -127,6 +141,7 @@ fn backend(backend: &Arc<Backend>) -> Value {
             Concurrency::Limit(n) => json!(n),
         },
         "api_key": masked(&backend.api_key),
+        "interruption_token": masked(&backend.interruption_token),
         "tls": (*tls != ClientTls::default()).then(|| json!({
             "ca": tls.ca,
             "client_cert": tls.client_cert,

@@ -3,11 +3,13 @@
 //! | task | reads | writes | if it fails |
 //! |---|---|---|---|
 //! | `health` ([`health::Prober`]) | backends' health paths and model lists | fleet: health, engine, models | restart, last state kept |
+//! | `interruption` ([`interruption::watch`]) | this machine's metadata service | fleet: notices of backends here; readiness; other gateways | restart, last notice kept |
 //!
 //! Probing needs a client, not sockets of its own: a [`Ask`] goes into an async closure, an [`Answer`] or a [`Fault`]
 //! comes out. `app` gives one made of `client`; tests give a script.
 
 pub mod health;
+pub mod interruption;
 pub mod live;
 pub mod reload;
 

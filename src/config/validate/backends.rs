@@ -50,7 +50,7 @@ impl Validator<'_> {
         let zone = self.name(&at("zone"), written.zone.as_deref());
         let api_key = self.secret(&path, "api_key", written.api_key.as_ref(), written.api_key_file.as_deref());
         let (token, file) = (written.interruption_token.as_ref(), written.interruption_token_file.as_deref());
-        self.secret(&path, "interruption_token", token, file);
+        let interruption_token = self.secret(&path, "interruption_token", token, file);
         if let Some(file::AutoOr::Number(0)) = written.max_concurrency {
             self.error(&at("max_concurrency"), "0 would let no call through", "take it out for no limit");
         }
@@ -83,6 +83,7 @@ impl Validator<'_> {
                 Some(file::AutoOr::Number(n)) => Concurrency::Limit(n),
             },
             api_key,
+            interruption_token,
             tls,
         })
     }

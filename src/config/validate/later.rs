@@ -6,13 +6,10 @@ use super::Validator;
 use crate::config::{
     Secret,
     file::{self, FileConfig},
-    url,
 };
 
 impl Validator<'_> {
     pub(super) fn later(&mut self, written: &FileConfig) {
-        self.resume(&written.resume);
-        self.interruption(&written.interruption);
         self.compression(&written.compression);
         self.normalize(&written.normalize);
         if written.limits.rate_store == file::RateStore::Redis && written.cache.redis.is_none() {
@@ -20,19 +17,6 @@ impl Validator<'_> {
         }
         if let Some(auth) = &written.auth {
             self.auth(auth);
-        }
-    }
-
-    fn resume(&mut self, resume: &file::Resume) {
-        self.within("resume.attempts", resume.attempts, 1, 100);
-    }
-
-    fn interruption(&mut self, interruption: &file::Interruption) {
-        if let Some(endpoint) = &interruption.endpoint {
-            self.parsed("interruption.endpoint", endpoint, url::service);
-        }
-        for (i, url) in interruption.notify.iter().enumerate() {
-            self.parsed(&format!("interruption.notify[{i}]"), url, url::service);
         }
     }
 

@@ -10,8 +10,8 @@ use std::{
 };
 
 use super::{
-    Admin, AdminAt, Capacity, Config, Drain, Health, Level, Limits, Listen, Log, Passthrough, Problem, Profile, Retry,
-    Routing, Secret, ServerTls, Severity, Stream, Timeouts,
+    Admin, AdminAt, Capacity, Config, Drain, Health, Interruption, InterruptionSource, Level, Limits, Listen, Log,
+    Passthrough, Problem, Profile, Resume, Retry, Routing, Secret, ServerTls, Severity, Stream, Timeouts,
     de::nearest,
     file::{self, FileConfig},
     load::Source,
@@ -67,6 +67,8 @@ pub(super) fn validate(written: &FileConfig, source: &Source) -> Checked {
         timeouts: v.timeouts(&written.timeouts),
         health: v.health(&written.health),
         stream: Stream { keepalive: written.stream.keepalive.0, headers_after: written.stream.headers_after.0 },
+        resume: v.resume(&written.resume),
+        interruption: v.interruption(&written.interruption),
         cache: v.cache(&written.cache, &written.resume),
         limits: v.limits(&written.limits),
         drain: v.drain(&written.drain, &written.timeouts),
@@ -271,6 +273,18 @@ impl Validator<'_> {
         Admin { at, token, interruption_token, tls }
     }
 
+    fn interruption(&mut self, written: &file::Interruption) -> Interruption {
+        let endpoint = written.endpoint.as_ref();
+        let endpoint = endpoint.and_then(|url| self.parsed("interruption.endpoint", url, url::service));
+        if written.endpoint.is_some() && written.source == InterruptionSource::Off {
+            self.warn("interruption.endpoint", "has no effect without `source`", "add `source: auto`, or take it out");
+        }
+        let notify = written.notify.iter().enumerate();
+        let notify =
+            notify.filter_map(|(i, url)| self.parsed(&format!("interruption.notify[{i}]"), url, url::notify)).collect();
+        Interruption { source: written.source, endpoint, notify }
+    }
+
     fn workers(&mut self, workers: file::AutoOr) -> usize {
         match workers {
             // Affinity and the cgroup's quota are in it.
@@ -373,6 +387,12 @@ impl Validator<'_> {
         }
         self.within("retry.budget", written.budget, 0.0, 1.0);
         Retry { attempts: written.attempts.max(1), budget: written.budget, min_per_second: written.min_per_second }
+    }
+
+    fn resume(&mut self, resume: &file::Resume) -> Resume {
+        self.within("resume.attempts", resume.attempts, 1, 100);
+        let file::Resume { mode, attempts, report, plain_as_stream, .. } = *resume;
+        Resume { mode, attempts, report, plain_as_stream }
     }
 
     fn timeouts(&mut self, t: &file::Timeouts) -> Timeouts {

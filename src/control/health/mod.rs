@@ -31,7 +31,7 @@ use tokio::{
 use super::{Answer, Ask, Engines, Fault, Listing, MODELS, ask, join_all, listing, unwell};
 use crate::{
     config::{self, Concurrency, Models, Profile},
-    fleet::{Backend, Fleet, State, Suspicion, Verdict},
+    fleet::{Backend, Fleet, Notice, State, Suspicion, Verdict, interruption},
 };
 
 #[cfg(test)]
@@ -213,6 +213,9 @@ where
         let heard = backend.heard();
         let (path, answer) = self.knock(backend, visit).await;
         let was_up = std::mem::take(&mut visit.up);
+        if let Ok(answer) = &answer {
+            note_interruption(backend, answer);
+        }
         match answer {
             Ok(answer) if is_well(&path, &answer) => {
                 let due = !was_up || visit.listed.is_none_or(|at| at.elapsed() >= LIST_AGE);
@@ -353,6 +356,21 @@ impl Lists {
 impl<P> fmt::Debug for Prober<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Prober").field("health", &self.shared.health).finish_non_exhaustive()
+    }
+}
+
+/// A Sluicegate on the backend's machine says whether that goes, or that it does not any more.
+fn note_interruption(backend: &Backend, answer: &Answer) {
+    let Some(told) = answer.headers.get(interruption::HEADER) else {
+        let was_told = |notice: &Notice| *notice.source == *interruption::BY_HEADER;
+        if answer.status.is_success() && backend.notice().as_ref().is_some_and(was_told) {
+            backend.withdraw();
+        }
+        return;
+    };
+    let read = |told| Notice::read(told, &answer.headers, interruption::BY_HEADER);
+    if let Some(notice) = told.to_str().ok().and_then(read) {
+        backend.interrupted(notice);
     }
 }
 

@@ -10,13 +10,14 @@ use http::{
 use crate::{
     config::Cidr,
     error::{Error, Kind},
+    fleet::interruption,
 };
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// What a backend tells an outer Sluicegate; it never goes further.
-const INTERRUPTION: HeaderName = HeaderName::from_static("x-sluicegate-interruption");
+pub const INTERRUPTION: HeaderName = HeaderName::from_static(interruption::HEADER);
 
 /// Fields of the gateway's own for a backend: each once, in the place of any of the same name.
 pub type Added = Vec<(HeaderName, HeaderValue)>;
@@ -39,6 +40,20 @@ impl Via {
         let value =
             |version| HeaderValue::try_from(format!("{version} {name}")).expect("an instance name is visible ASCII");
         Self { http1: value("1.1"), http2: value("2.0"), name }
+    }
+
+    /// This instance, as HTTP/1.1 names it.
+    pub fn own(&self) -> &HeaderValue {
+        &self.http1
+    }
+
+    /// Whether a request came through a Sluicegate.
+    pub fn shows_one(headers: &HeaderMap) -> bool {
+        let is_one = |hop: &[u8]| {
+            let name = hop.trim_ascii().split(u8::is_ascii_whitespace).nth(1);
+            name.is_some_and(|name| name.starts_with(b"sluicegate-"))
+        };
+        headers.get_all(header::VIA).iter().any(|value| value.as_bytes().split(|b| *b == b',').any(is_one))
     }
 
     /// Adds this instance to the way `headers` came: in `added` where it is the first.
@@ -82,22 +97,28 @@ pub fn strip_request(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what concerns the backend's connection only.
-pub fn strip_response(headers: &mut HeaderMap) {
-    strip(headers, is_hop_by_hop);
+/// Removes what concerns the backend's connection only. Gives what it told of its own interruption.
+pub fn strip_response(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    strip(headers, is_hop_by_hop)
 }
 
 /// Removes the fields that `goes` picks, and those that `Connection` names. The names are looked through, since most
 /// heads have none of them and each removal of an absent field would cost a hash.
-fn strip(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+fn strip(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) -> Option<HeaderValue> {
+    let mut told = None;
     while let Some(name) = headers.keys().find(|name| goes(name)).cloned() {
         if name == header::CONNECTION {
             for name in named_in_connection(headers) {
                 headers.remove(name);
             }
         }
-        headers.remove(name);
+        let is_told = name == INTERRUPTION;
+        let removed = headers.remove(name);
+        if is_told {
+            told = removed;
+        }
     }
+    told
 }
 
 /// Fields that concern one connection only, and what a backend tells an outer Sluicegate. `te`, `upgrade` and

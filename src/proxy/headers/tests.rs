@@ -97,3 +97,24 @@ fn forwarding_fields_are_replaced_for_strangers_and_appended_for_trusted() {
     assert_eq!(all(&headers, "x-forwarded-proto"), ["https"]);
     assert_eq!(all(&headers, "x-forwarded-host"), ["evil"]);
 }
+
+#[test]
+fn what_a_backend_tells_of_itself_is_taken_out_and_given() {
+    let told = "terminate;2026-01-07T01:03:47Z";
+    let mut headers = map(&[("x-sluicegate-interruption", told), ("x", "1"), ("connection", "x"), ("server", "s")]);
+    assert_eq!(strip_response(&mut headers).unwrap(), told);
+    assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["server"]);
+    assert_eq!(strip_response(&mut headers), None);
+}
+
+#[test]
+fn a_sluicegate_on_the_way_is_seen() {
+    for (via, seen) in [
+        (&[][..], false),
+        (&[("via", "1.1 proxy, 2.0 cache (sluicegate-a)")], false),
+        (&[("via", "1.1 proxy"), ("via", "1.1 varnish, 2.0 sluicegate-0815")], true),
+        (&[("via", "sluicegate-0815")], false),
+    ] {
+        assert_eq!(Via::shows_one(&map(via)), seen, "{via:?}");
+    }
+}

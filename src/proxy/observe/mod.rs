@@ -8,7 +8,7 @@
 mod access_log;
 mod metrics;
 
-use std::{cell::RefCell, convert::Infallible, rc::Rc, time::Duration};
+use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, header};
@@ -19,13 +19,14 @@ use tower::{Service, service_fn};
 pub use self::metrics::Metrics;
 use super::{
     Arrival, Inbound, Response, X_REQUEST_ID,
-    headers::Forwarded,
+    headers::{Forwarded, INTERRUPTION, Via},
     record::Record,
     respond::{self, Honest},
 };
 use crate::{
     body::{Body, End, Tail},
     error::{Error, Kind},
+    fleet::interruption::Own,
     protocol::endpoint::{Dialect, Endpoint},
     telemetry::{access::AccessLog, digits},
 };
@@ -45,6 +46,8 @@ pub struct Observe {
     /// `debug_headers`
     pub debug_headers: bool,
     pub ids: Rc<Ids>,
+    /// Of the machine that this gateway runs on.
+    pub own: Arc<Own>,
     /// Where values of header fields are written.
     pub scratch: RefCell<Vec<u8>>,
 }
@@ -127,7 +130,8 @@ where
             let Inbound { request, peer, forwarded } = inbound;
             let id = stage.id(&request);
             let record = Rc::new(Record::new(Instant::now(), id, &*request, peer));
-            let story = Story::begin(&stage, &record, &forwarded);
+            let tells = stage.own.is_set() && Via::shows_one(request.headers());
+            let story = Story::begin(&stage, &record, &forwarded, tells);
             let outcome = inner.call(Arrival { request, forwarded, record }).await;
             Ok(story.answer(outcome))
         }
@@ -160,12 +164,14 @@ pub(super) struct Story {
     pub(super) left: bool,
     /// Time this gateway itself took before the head went out.
     pub(super) overhead: Duration,
+    /// An outer Sluicegate is told of this machine's interruption.
+    tells: bool,
     /// Since the start, when nothing more is to come: known with the head, if the body is whole by then.
     took: Option<Duration>,
 }
 
 impl Story {
-    fn begin(stage: &Rc<Observe>, record: &Rc<Record>, forwarded: &Rc<Forwarded>) -> Box<Self> {
+    fn begin(stage: &Rc<Observe>, record: &Rc<Record>, forwarded: &Rc<Forwarded>, tells: bool) -> Box<Self> {
         stage.metrics.begun();
         Box::new(Self {
             stage: Rc::clone(stage),
@@ -176,6 +182,7 @@ impl Story {
             error: None,
             left: true,
             overhead: Duration::ZERO,
+            tells,
             took: None,
         })
     }
@@ -222,6 +229,12 @@ impl Story {
         }
         if let Some(timing) = self.server_timing() {
             headers.append(SERVER_TIMING, timing);
+        }
+        if self.tells
+            && let Some(notice) = self.stage.own.get()
+            && let Ok(told) = HeaderValue::try_from(notice.told())
+        {
+            headers.insert(INTERRUPTION, told);
         }
         if self.stage.debug_headers {
             if let Some(backend) = &*record.backend.borrow()
