@@ -1,6 +1,6 @@
 //! One worker: its own thread, runtime, socket, connections and stack.
 
-use std::{cell::RefCell, io, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::HashSet, io, rc::Rc, sync::Arc};
 
 use hyper::service::Service;
 use tokio::{
@@ -17,11 +17,12 @@ use crate::{
     listener::{self, Answering, Peer, Socket, Stats},
     proxy::{
         EdgeService, Inbound,
-        cache::{Cache, Counters as CacheCounters},
+        cache::{Cache, Counters as CacheCounters, form},
         headers::Forwarded,
         local::Local,
         normalize::Settings,
         observe::{Ids, Metrics, Observe},
+        resume::{Counters as ResumeCounters, Forms, Moves, Resume},
         route,
         stack::{self, Pieces},
         transcript::Desk,
@@ -46,6 +47,11 @@ struct Worker {
     /// Where news of shared answers arrive.
     desk: Rc<Desk>,
     cached: Rc<CacheCounters>,
+    /// The streams under way.
+    moves: Rc<Moves>,
+    resumes: Rc<ResumeCounters>,
+    /// Ids of backends that refuse to tell token ids.
+    mute: Rc<RefCell<HashSet<u64>>>,
     /// They and their connections survive a reload.
     targets: Rc<RefCell<Targets>>,
     resolver: Rc<Resolver>,
@@ -80,6 +86,7 @@ async fn serve(
     spawn(Rc::clone(&worker).follow(configs));
     let desk = Rc::clone(&worker.desk);
     spawn(Rc::clone(&desk).run());
+    spawn(Rc::clone(&worker.moves).run(shared.fleet.interruptions()));
     let mut drain = shared.drain.clone();
     let clock = ticker.clone();
     let serving = async {
@@ -122,6 +129,7 @@ impl Worker {
         let retries = retries(&table);
         let (desk, cached) = (Desk::new(), CacheCounters::new(table.clone()));
         let targets = Rc::default();
+        let (moves, resumes, mute) = (Moves::new(), Rc::new(ResumeCounters::new(&table)), Rc::default());
         let client = RefCell::new((settings, client));
         let parts = Parts {
             shared: &shared,
@@ -132,6 +140,9 @@ impl Worker {
             retries: &retries,
             desk: &desk,
             cached: &cached,
+            moves: &moves,
+            resumes: &resumes,
+            mute: &mute,
             targets: &targets,
         };
         let edge = RefCell::new(parts.edge(&config, &client.borrow().1));
@@ -145,6 +156,9 @@ impl Worker {
             retries,
             desk,
             cached,
+            moves,
+            resumes,
+            mute,
             targets,
             resolver,
             client,
@@ -177,6 +191,9 @@ impl Worker {
                 retries: &self.retries,
                 desk: &self.desk,
                 cached: &self.cached,
+                moves: &self.moves,
+                resumes: &self.resumes,
+                mute: &self.mute,
                 targets: &self.targets,
             };
             self.edge.replace(parts.edge(&config, &self.client.borrow().1));
@@ -195,6 +212,9 @@ struct Parts<'a> {
     retries: &'a route::Counters,
     desk: &'a Rc<Desk>,
     cached: &'a Rc<CacheCounters>,
+    moves: &'a Rc<Moves>,
+    resumes: &'a Rc<ResumeCounters>,
+    mute: &'a Rc<RefCell<HashSet<u64>>>,
     targets: &'a Rc<RefCell<Targets>>,
 }
 
@@ -214,6 +234,7 @@ impl Parts<'_> {
                 access_log: config.log.access.then(|| self.access_log.clone()),
                 debug_headers: config.debug_headers,
                 ids: Rc::clone(self.ids),
+                own: Arc::clone(&shared.own),
                 scratch: RefCell::default(),
             }),
             normalize: Rc::new(Settings {
@@ -228,6 +249,15 @@ impl Parts<'_> {
             }),
             local: Rc::new(Local { fleet: Arc::clone(&shared.fleet), aliases: config.routing.aliases.clone() }),
             cache,
+            resume: Rc::new(Resume {
+                config: config.resume,
+                fleet: Arc::clone(&shared.fleet),
+                live: shared.cache.live.clone(),
+                moves: Rc::clone(self.moves),
+                counters: Rc::clone(self.resumes),
+                mute: Rc::clone(self.mute),
+                forms: Forms { alike: form::exchangeable, to_plain: form::to_plain },
+            }),
             route: route::Context::new(
                 Arc::clone(&shared.fleet),
                 Arc::clone(&shared.queue),
@@ -291,10 +321,8 @@ impl Service<http::Request<Upload>> for Connection {
             && let Some(path) = request.uri().path().strip_prefix(admin::PREFIX)
             && (path.is_empty() || path.starts_with('/'))
         {
-            let path = path.to_owned();
-            let (head, _) = request.into_parts();
-            let response = self.worker.shared.admin(&head, &path);
-            return Box::pin(async move { Ok(response) });
+            let (path, shared) = (path.to_owned(), Arc::clone(&self.worker.shared));
+            return Box::pin(async move { Ok(shared.admin(request, &path).await) });
         }
         let inbound =
             Inbound { request: Box::new(request), peer: Rc::clone(&self.peer), forwarded: Rc::clone(&self.forwarded) };

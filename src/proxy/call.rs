@@ -1,6 +1,6 @@
 //! A [`Call`]: one request as the stages below `normalize` see it.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, fmt, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, uri::PathAndQuery};
@@ -8,7 +8,7 @@ use http_body::Body as _;
 use tokio::time::Instant;
 
 use super::{headers, memory::Reservation, record::Record, seen::Said};
-use crate::{body::Body, protocol::endpoint::Endpoint};
+use crate::{body::Body, error::Error, fleet::Backend, protocol::endpoint::Endpoint};
 
 /// A normalised request. Made once by `normalize`, shared (not copied) by the attempts that `route` makes of it.
 #[derive(Debug)]
@@ -37,6 +37,10 @@ pub struct Call {
     pub ask_usage: bool,
     /// The backend that holds the state this call refers to (a response id).
     pub pinned: Option<Arc<str>>,
+    /// Ids of backends it should rather not go to: they cut the answer that it continues.
+    pub avoid: Vec<u64>,
+    /// Where what is sent depends on who gets it.
+    pub tailor: Option<Rc<dyn Tailor>>,
     /// When the client no longer wants the answer: its own deadline or `timeouts.total`.
     pub deadline: Instant,
     /// How long the client waits for a place at a backend, where it says so.
@@ -47,6 +51,23 @@ pub struct Call {
     pub repeatable: bool,
     /// What is told of it at its end.
     pub record: Rc<Record>,
+}
+
+/// Makes what one backend is sent.
+pub trait Tailor: fmt::Debug {
+    /// For an attempt at `backend`; `None` = the call as it is.
+    ///
+    /// # Errors
+    /// When this backend cannot take it in any form.
+    fn fit(&self, backend: &Backend) -> Result<Option<Fitted>, Error>;
+}
+
+/// What takes the place of a call's own path and content.
+#[derive(Debug)]
+pub struct Fitted {
+    /// `None` = the call's.
+    pub path: Option<PathAndQuery>,
+    pub body: Bytes,
 }
 
 /// What a body says of the answer it wants, as far as that decides whether the answer may be kept or shared.
@@ -72,7 +93,7 @@ pub struct Payload(Kept);
 enum Kept {
     Empty,
     /// Read whole, so that it can be sent again; its memory is counted until the call is over.
-    Whole(Bytes, #[expect(dead_code, reason = "held for its drop")] Reservation),
+    Whole(Bytes, #[expect(dead_code, reason = "held for its drop")] Option<Reservation>),
     /// Streamed through; taken by the first attempt.
     Upload(RefCell<Option<Body>>),
 }
@@ -80,7 +101,12 @@ enum Kept {
 impl Payload {
     /// Content that was read whole, and the share of `limits.body_memory` it holds.
     pub fn whole(bytes: Bytes, share: Reservation) -> Self {
-        Self(Kept::Whole(bytes, share))
+        Self(Kept::Whole(bytes, Some(share)))
+    }
+
+    /// Content that the gateway made itself.
+    pub fn made(bytes: Bytes) -> Self {
+        Self(Kept::Whole(bytes, None))
     }
 
     /// Content that passes once.

@@ -21,6 +21,7 @@ pub mod normalize;
 pub mod observe;
 pub mod record;
 pub mod respond;
+pub mod resume;
 pub mod route;
 pub mod seen;
 pub mod stack;

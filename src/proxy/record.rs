@@ -47,6 +47,8 @@ pub struct Record {
     pub cached: Cell<Cached>,
     /// Time it took to find a kept answer.
     pub looked_up: Cell<Option<Duration>>,
+    // resume
+    pub resumed: Cell<Resumed>,
     // route
     pub backend: RefCell<Option<Arc<Backend>>>,
     /// Tries made, the first included.
@@ -72,6 +74,19 @@ pub struct Record {
     pub cut: Cell<Option<Kind>>,
 }
 
+/// How an answer went on after it was cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resumed {
+    /// How often; 0 = it never was.
+    pub times: u32,
+    /// The newest way of it.
+    pub mode: &'static str,
+    /// Tokens that did not have to be computed again, at most.
+    pub kept: u64,
+    /// The longest it stood still.
+    pub gap: Duration,
+}
+
 impl Record {
     /// A story that has just begun.
     pub fn new(start: Instant, id: HeaderValue, request: &http::Request<impl Sized>, peer: Rc<Peer>) -> Self {
@@ -90,6 +105,7 @@ impl Record {
             receiving: Cell::default(),
             cached: Cell::default(),
             looked_up: Cell::default(),
+            resumed: Cell::default(),
             backend: RefCell::default(),
             attempts: Cell::default(),
             queued: Cell::default(),

@@ -9,6 +9,7 @@
 //! | `normalize` | request | the read of the body is dropped, its memory given back |
 //! | `local` | request | nothing is under way |
 //! | `cache` | both | an answer that others follow goes on for them; with nobody left it stops, at once or after `cache.linger` |
+//! | `resume` | the body, until its end | the continuation that is under way is dropped with it |
 //! | `route` | request; the body until its first byte | its place in the queue and its permit are given back |
 //! | `upstream` | both | the upstream connection is closed: the backend stops |
 
@@ -20,6 +21,7 @@ use super::{
     local::{Local, local},
     normalize::{Settings, normalize},
     observe::{Observe, observe},
+    resume::{Resume, resume},
     route::{self, route},
     upstream::{Upstream, upstream},
 };
@@ -31,6 +33,7 @@ pub struct Pieces {
     pub normalize: Rc<Settings>,
     pub local: Rc<Local>,
     pub cache: Rc<Cache>,
+    pub resume: Rc<Resume>,
     pub route: Rc<route::Context>,
     pub upstream: Rc<Upstream>,
 }
@@ -42,6 +45,8 @@ pub fn edge(pieces: Pieces) -> EdgeService {
     // Chooses the backend, waits for a place, tries again before the first byte. Above `upstream`: a retry is
     // another attempt.
     let stack = route(pieces.route, stack);
+    // A stream that is cut goes on elsewhere. Above `route`: a continuation is routed like any call.
+    let stack = resume(pieces.resume, stack);
     // Kept and shared answers need no backend: hits and followers wait in no queue. Above `route`: one permit per
     // answer, however many read it.
     let stack = cache(pieces.cache, stack);

@@ -39,7 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Folders of `proxy/` that meet in `stack.rs` alone.
-const STAGES: &[&str] = &["observe", "normalize", "local", "cache", "route", "upstream"];
+const STAGES: &[&str] = &["observe", "normalize", "local", "cache", "resume", "route", "upstream"];
 
 #[test]
 fn modules_name_only_what_they_may_use() {

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 use sluicegate::{
     cli::schema,
-    config::{self, AdminAt, Env, Flags, Format, Listen, Loaded, Problem, Severity},
+    config::{self, AdminAt, Env, Flags, Format, InterruptionSource, Listen, Loaded, Problem, ResumeMode, Severity},
 };
 
 fn repository() -> &'static Path {
@@ -365,8 +365,8 @@ fn off_may_have_become_false_on_its_way() {
     let loaded =
         load(&format!("{ONE}admin: false\nresume: {{mode: false}}\ninterruption: {{source: false}}\n")).unwrap();
     assert_eq!(loaded.config.admin.at, AdminAt::Off);
-    let named: Vec<_> = loaded.unsupported.iter().map(|p| p.path.as_str()).collect();
-    assert_eq!(named, ["resume"]);
+    assert_eq!(loaded.config.resume.mode, ResumeMode::Off);
+    assert_eq!(loaded.config.interruption.source, InterruptionSource::Off);
 }
 
 #[test]
@@ -495,10 +495,10 @@ fn secrets_come_from_files_that_are_watched() {
 #[test]
 fn later_sections_are_named_and_auth_stops_serve() {
     let loaded =
-        load(&format!("{ONE}compression: {{min_size: 1KiB}}\negress: {{slim: false}}\nresume: {{mode: off}}\n"))
+        load(&format!("{ONE}compression: {{min_size: 1KiB}}\negress: {{slim: false}}\nnormalize: {{minify: true}}\n"))
             .unwrap();
     let named: Vec<_> = loaded.unsupported.iter().map(|p| p.path.as_str()).collect();
-    assert_eq!(named, ["compression", "resume"]);
+    assert_eq!(named, ["compression", "normalize"]);
     assert!(loaded.may_serve());
     let loaded = load(&format!("{ONE}auth: {{keys: [{{name: a, key: s}}]}}\n")).unwrap();
     assert!(!loaded.may_serve());
@@ -591,6 +591,12 @@ const SECRETS: [&str; 8] = [
     "interruption_token: &a HIDDEN",
     "url: http://user:HIDDEN@host",
 ];
+
+#[test]
+fn a_secret_under_a_name_that_is_given_twice_is_not_shown() {
+    let shown = config::render(&said(": ---\n: api_key: HIDDEN\n"), Format::Human);
+    assert!(shown.contains("given twice") && !shown.contains("HIDDEN"), "{shown}");
+}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]

@@ -58,6 +58,25 @@ fn every_kind_of_error_has_its_row() {
     }
 }
 
+#[test]
+fn refusals_are_documented() {
+    use sluicegate::proxy::resume::refusal::Refusal;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/resume.md");
+    let (begin, end) = ("<!-- refusals: kept true by a test -->\n", "<!-- /refusals -->");
+    let mut table = String::from("| reason | it was not continued: |\n|---|---|\n");
+    for refusal in Refusal::ALL {
+        table += &format!("| `{}` | {} |\n", refusal.label(), refusal.why());
+    }
+    let written = std::fs::read_to_string(path).unwrap();
+    let (head, rest) = written.split_once(begin).expect("the mark of the table");
+    let (old, tail) = rest.split_once(end).expect("the mark of its end");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, format!("{head}{begin}{table}{end}{tail}")).unwrap();
+    } else {
+        assert!(old == table, "docs/resume.md is not the table of refusal.rs; UPDATE=1 cargo test rewrites it");
+    }
+}
+
 const METRICS: &str = "\
 # Metrics
 

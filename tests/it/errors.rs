@@ -40,9 +40,12 @@ fn nobody_answers() {
     assert_eq!(gate.post("/v1/chat/completions", CHAT).status, 200);
 }
 
+/// What is cut stays cut.
+const NOT_RESUMED: &str = "resume: {mode: off}\n";
+
 fn broken(kind: Kind, body: &str) -> Answer {
     let sim = sim(|_| {});
-    let gate = Gateway::new(&[&sim], "").healthy();
+    let gate = Gateway::new(&[&sim], NOT_RESUMED).healthy();
     sim.fault(Fault::new(kind).after(3));
     let answer = gate.post("/v1/chat/completions", body);
     sim.clear_faults();
@@ -80,7 +83,7 @@ fn a_cut_stream_ends_in_an_error_event_and_never_looks_whole() {
 #[test]
 fn each_dialect_has_its_own_error_event() {
     let sim = sim(|_| {});
-    let gate = Gateway::new(&[&sim], "").healthy();
+    let gate = Gateway::new(&[&sim], NOT_RESUMED).healthy();
     let cut = |path: &str, body: &str| {
         sim.fault(Fault::new(Kind::CleanFin).after(2).times(1));
         let answer = gate.post(path, body);
@@ -177,7 +180,7 @@ fn a_stream_that_came_in_one_piece_and_is_not_finished_does_not_look_whole() {
 #[test]
 fn an_http10_client_sees_a_cut_too() {
     let sim = sim(|_| {});
-    let gate = Gateway::new(&[&sim], "").healthy();
+    let gate = Gateway::new(&[&sim], NOT_RESUMED).healthy();
     sim.fault(Fault::new(Kind::CleanFin).after(2).times(1));
     let head = format!(
         "POST /v1/chat/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",

@@ -10,6 +10,7 @@ mod config;
 mod docs;
 mod errors;
 mod headers;
+mod interruption;
 mod models;
 mod passthrough;
 mod retry;

@@ -1,5 +1,6 @@
-//! `sluicegate demo`: two simulated spot backends and one on demand behind a gateway; clients talk through it, a spot
-//! backend is killed every so often, and every line printed is something that a client saw.
+//! `sluicegate demo`: two simulated spot backends and one on demand behind a gateway; clients talk through it, and every
+//! so often a spot backend is killed outright, or gets its notice first. What is printed is what clients saw, and what the
+//! gateway says of their streams.
 //!
 //! ```text
 //! clients (this thread) ─► gateway (started by the closure that `run` is given) ─► three sims (a thread each)
@@ -7,6 +8,7 @@
 //!
 //! The clients know what each answer must be ([`crate::sim::expected`]), so a lost, doubled or wrong token is seen.
 
+mod admin;
 mod client;
 mod crowd;
 mod gateway;
@@ -30,6 +32,7 @@ use tokio::{
 };
 
 use self::{
+    admin::Resumed,
     client::{Answered, Outcome, Question, ask},
     story::Story,
 };
@@ -44,7 +47,7 @@ const PACE: Pace = Pace { ttft: Duration::from_millis(150), tokens_per_second: 4
 /// Ports that are tried above the one asked for.
 const PORTS: u16 = 50;
 
-/// Shows what happens when spot backends are taken away.
+/// Shows what happens when spot backends are taken away, with a notice and without.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -143,7 +146,12 @@ fn play<E: std::fmt::Display>(
         interrupted()
     };
     story.welcome(gateway.addr, gateway.admin_addr, args.interval);
-    let stage = Rc::new(Stage { gateway: gateway.addr, tally: RefCell::default(), story: story.clone() });
+    let stage = Rc::new(Stage {
+        gateway: gateway.addr,
+        admin: gateway.admin_addr,
+        tally: RefCell::default(),
+        story: story.clone(),
+    });
     LocalSet::new().block_on(&runtime, show(args, &cast, &stage, stop));
     (gateway.stop)();
     story.farewell(&stage.tally.borrow());
@@ -214,8 +222,35 @@ impl Tally {
 
 struct Stage {
     gateway: SocketAddr,
+    admin: Option<SocketAddr>,
     tally: RefCell<Tally>,
     story: Story,
+}
+
+impl Stage {
+    /// What the gateway has counted of streams that went on.
+    async fn resumed(&self) -> Resumed {
+        match self.admin {
+            Some(admin) => Resumed::of(admin).await.unwrap_or_default(),
+            None => Resumed::default(),
+        }
+    }
+
+    /// Tells the gateway that a backend will go after `lead`, and waits for that; `false` when it was not told.
+    async fn notice(&self, name: &str, sim: &Handle, lead: Duration) -> bool {
+        let Some(admin) = self.admin else { return false };
+        match admin::notice(admin, name, lead).await {
+            Ok(()) => {
+                self.story.noticed(name, sim.state().running, lead);
+                tokio::time::sleep(lead).await;
+                true
+            }
+            Err(error) => {
+                self.story.error(&format!("no notice could be given: {error}"));
+                false
+            }
+        }
+    }
 }
 
 /// Clients on one side, interruptions on the other, until the cycles are over or Ctrl-C.
@@ -259,12 +294,21 @@ async fn interruptions(args: &Args, cast: &Cast, stage: &Stage) {
     while args.cycles.is_none_or(|cycles| cycle < cycles) {
         tokio::time::sleep(args.interval - away).await;
         let (name, sim) = cast.victim(cycle);
-        let (before, running) = (*stage.tally.borrow(), sim.state().running);
+        let before = *stage.tally.borrow();
+        let resumed = stage.resumed().await;
+        // One is killed outright, the other has its notice.
+        let noticed = cycle % 2 == 1 && stage.notice(name, sim, away).await;
+        stage.story.killed(name, sim.state().running, noticed, away);
         sim.kill();
-        stage.story.killed(name, running, away);
         tokio::time::sleep(away).await;
         let back = sim.revive();
+        if noticed && let Some(admin) = stage.admin {
+            // Should it stay out, the next lines show it.
+            let _ = admin::undrain(admin, name).await;
+        }
+        let resumed = stage.resumed().await.since(&resumed);
         stage.story.revived(name, back, &before, &stage.tally.borrow());
+        stage.story.resumed(&resumed);
         cycle += 1;
         crowd::gather(stage, cycle).await;
     }

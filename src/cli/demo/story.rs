@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     CLIENTS, MODEL, Tally,
+    admin::Resumed,
     client::Outcome,
     crowd::{CROWD, Shared},
 };
@@ -50,7 +51,8 @@ impl Story {
         }
         text += &format!(
             "\nBehind it are two simulated spot backends and one on demand. {} clients read streams and {} ask for plain\n\
-             answers, and check every token. Every {} a spot backend is killed and comes back. Ctrl-C ends.\n\n\
+             answers, and check every token. Every {} a spot backend is taken away, with a notice or without, and comes back.\n\
+             Ctrl-C ends.\n\n\
              In front of real servers (vLLM, SGLang, llama.cpp), the same gateway is one line:\n\n  \
              sluicegate serve --backend http://10.0.0.5:8000 --backend http://10.0.0.6:8000\n",
             CLIENTS.0,
@@ -60,8 +62,18 @@ impl Story {
         self.write(&text);
     }
 
-    pub(super) fn killed(&self, name: &str, running: u64, away: Duration) {
-        let what = format!("{name} is killed with {} on it, for {}", counted(running, "request"), spelt(away));
+    pub(super) fn noticed(&self, name: &str, running: u64, lead: Duration) {
+        let what = format!(
+            "{name} will go in {}: the gateway gets the notice, with {} on it",
+            spelt(lead),
+            counted(running, "request")
+        );
+        self.line(&self.paint(YELLOW, &what));
+    }
+
+    pub(super) fn killed(&self, name: &str, running: u64, noticed: bool, away: Duration) {
+        let how = if noticed { "goes, as it said," } else { "is killed" };
+        let what = format!("{name} {how} with {} on it, for {}", counted(running, "request"), spelt(away));
         self.line(&self.paint(YELLOW, &what));
     }
 
@@ -120,6 +132,25 @@ impl Story {
             wrong: now.wrong - before.wrong,
         };
         self.line(&format!("{}; since it was killed: {}", self.paint(GREEN, &how), sum(&since)));
+    }
+
+    /// Streams of the last interruption that went on at another backend.
+    pub(super) fn resumed(&self, resumed: &Resumed) {
+        let count = resumed.count();
+        if count == 0 {
+            return;
+        }
+        let [tokens, text, restart, end] = resumed.modes;
+        let modes = [(tokens, "by token ids"), (text, "by text"), (restart, "from the start"), (end, "at the end")];
+        let modes: Vec<_> = modes.iter().filter(|(n, _)| *n > 0).map(|(n, how)| format!("{n} {how}")).collect();
+        let gap = Duration::from_secs_f64(resumed.gap / count as f64);
+        self.line(&format!(
+            "  {} went on elsewhere ({}): {} kept, {} ms without a token on average",
+            counted(count, "stream"),
+            modes.join(", "),
+            counted(resumed.kept, "token"),
+            gap.as_millis(),
+        ));
     }
 
     pub(super) fn farewell(&self, tally: &Tally) {

@@ -251,11 +251,13 @@ fn sequence_number(data: &[u8]) -> Option<u64> {
     Reader::from(data, reader.offset() + 1).unsigned().ok()?
 }
 
-/// An event that said nothing but text, around that text.
+/// An event that said nothing but text, around that text and the ids of its tokens.
 #[derive(Debug, Default)]
 struct Template {
     bytes: Vec<u8>,
     prefix: usize,
+    /// Where in `bytes`, behind the text, the inside of an array of ids was taken out.
+    ids: Option<usize>,
 }
 
 impl Template {
@@ -270,7 +272,11 @@ impl Template {
             return None;
         }
         let (prefix, suffix) = self.bytes.split_at(self.prefix);
-        let text = data.strip_prefix(prefix)?.strip_suffix(suffix)?;
+        let rest = data.strip_prefix(prefix)?;
+        let text = match self.ids {
+            None => rest.strip_suffix(suffix)?,
+            Some(at) => without_ids(rest, suffix.split_at(at - self.prefix))?,
+        };
         let plain = text.iter().all(|&b| b != b'"' && b != b'\\');
         plain.then_some(!text.is_empty())
     }
@@ -281,9 +287,34 @@ impl Template {
         }
         self.bytes.clear();
         self.bytes.extend_from_slice(&data[..text.start]);
-        self.bytes.extend_from_slice(&data[text.end..]);
         self.prefix = text.start;
+        let behind = &data[text.end..];
+        let inside = token_ids(behind);
+        self.ids = inside.as_ref().map(|inside| self.prefix + inside.start);
+        let inside = inside.unwrap_or(0..0);
+        self.bytes.extend_from_slice(&behind[..inside.start]);
+        self.bytes.extend_from_slice(&behind[inside.end..]);
     }
+}
+
+/// The inside of the one array of `token_ids` (vLLM, SGLang), which differs from event to event as the text does.
+fn token_ids(data: &[u8]) -> Option<std::ops::Range<usize>> {
+    const NAME: &[u8] = b"\"token_ids\":[";
+    let start = memchr::memmem::find(data, NAME)? + NAME.len();
+    let length = data[start..].iter().position(|byte| !is_of_ids(*byte))?;
+    (data[start + length] == b']').then_some(start..start + length)
+}
+
+fn is_of_ids(byte: u8) -> bool {
+    byte.is_ascii_digit() || matches!(byte, b',' | b' ')
+}
+
+/// What is before `(middle, ids, end)` in `rest`. Most streams have none: out of their way.
+#[inline(never)]
+fn without_ids<'a>(rest: &'a [u8], (middle, end): (&[u8], &[u8])) -> Option<&'a [u8]> {
+    let rest = rest.strip_suffix(end)?;
+    let ids = rest.iter().rev().take_while(|byte| is_of_ids(**byte)).count();
+    rest[..rest.len() - ids].strip_suffix(middle)
 }
 
 /// Which choices began and which ended, by index.

@@ -327,3 +327,21 @@ proptest! {
         }
     }
 }
+
+/// Ids of tokens differ in every event, and say nothing here: the template holds for them too.
+#[test]
+fn events_with_token_ids_are_counted() {
+    let event = |text: &str, ids: &str| {
+        format!(
+            "data: {{\"id\":\"c\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}},\"finish_reason\":null,\"token_ids\":{ids}}}]}}\n\n"
+        )
+    };
+    let mut meter = StreamMeter::new(Endpoint::Chat, Dialect::OpenAi);
+    for (text, ids) in [("a", "[1]"), ("b", "[22,3]"), ("", "[4]"), ("c", "[]"), ("d [5", "[5, 6]"), ("e", "null")] {
+        meter.push(event(text, ids).as_bytes());
+    }
+    assert_eq!((meter.events(), meter.token_events()), (6, 5));
+    assert!(!meter.is_whole());
+    meter.push(b"data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\",\"token_ids\":[7]}]}\n\n");
+    assert!(meter.is_whole());
+}

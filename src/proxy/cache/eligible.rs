@@ -185,6 +185,8 @@ mod tests {
             stream: false,
             asked,
             pinned: None,
+            avoid: Vec::new(),
+            tailor: None,
             deadline: now,
             wait_until: None,
             tunnel: false,

@@ -391,6 +391,10 @@ impl Work {
     fn whole(&mut self, last: Bytes) -> Step {
         let Some(mut writer) = self.writer.take() else { return Step::Done };
         let facts = self.lead.facts();
+        if self.lead.record.resumed.get().times > 0 {
+            // What another replica went on with is true, and need not be what one alone would have said.
+            self.lead.refuse("resumed");
+        }
         let sealed = match &self.lead.verdict {
             Ok(_) => writer.seal(&last),
             Err(_) => None,

@@ -148,6 +148,8 @@ impl Settings {
             said: named.said,
             ask_usage: false,
             pinned,
+            avoid: Vec::new(),
+            tailor: None,
             tunnel,
             record,
         })

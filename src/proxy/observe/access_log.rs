@@ -55,6 +55,13 @@ pub(super) fn write(line: &mut Line<'_>, story: &Story, took: Duration) {
     if record.finish.get() != Finish::None {
         line.word("finish", record.finish.get().name());
     }
+    let resumed = record.resumed.get();
+    if resumed.times > 0 {
+        line.number("resumed", u64::from(resumed.times));
+        line.word("resume_mode", resumed.mode);
+        line.number("tokens_kept", resumed.kept);
+        line.millis("gap_ms", resumed.gap);
+    }
     if let Some(kind) = story.error {
         line.word("error", crate::proxy::respond::row_of(kind).code);
     }

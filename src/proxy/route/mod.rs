@@ -99,7 +99,7 @@ struct Tries<S> {
     ctx: Rc<Context>,
     inner: S,
     call: Rc<Call>,
-    /// Ids and names of those that failed it, in order.
+    /// Ids of those that failed it, also before it was this call's turn; names of those that failed it here, in order.
     tried: Vec<u64>,
     names: Vec<Arc<str>>,
     number: u32,
@@ -124,13 +124,13 @@ enum Found {
 pub fn route<S>(
     ctx: Rc<Context>,
     inner: S,
-) -> impl Service<Call, Response = Response<Body>, Error = Error, Future = impl Future<Output = Answer>> + Clone
+) -> impl Service<Rc<Call>, Response = Response<Body>, Error = Error, Future = impl Future<Output = Answer>> + Clone
 where
     S: Service<Attempt, Response = Response<Body>, Error = Error> + Clone + 'static,
 {
-    tower::service_fn(move |call: Call| {
-        let (ctx, inner) = (Rc::clone(&ctx), inner.clone());
-        let tries = Tries { ctx, inner, call: Rc::new(call), tried: Vec::new(), names: Vec::new(), number: 0 };
+    tower::service_fn(move |call: Rc<Call>| {
+        let (ctx, inner, tried) = (Rc::clone(&ctx), inner.clone(), call.avoid.clone());
+        let tries = Tries { ctx, inner, call, tried, names: Vec::new(), number: 0 };
         // Boxed: the futures of the stages above would each have room for it twice, and be moved with it.
         Box::pin(tries.run())
     })
@@ -368,8 +368,13 @@ where
         if let Some((permit, why)) = capacity::pick(pools, &settings.policy, &picker) {
             return Found::Place(permit, why);
         }
+        // Machines that may go: better than to wait, or to go again to one that failed.
+        if let Some(permit) = picker.pick(&pools.hinted, true) {
+            return Found::Place(permit, "hinted");
+        }
         // From here on every one is full or has failed this call.
-        let untried = !self.tried.is_empty() && usable.iter().any(|backend| !self.tried.contains(&backend.id));
+        let usable = || usable.iter().chain(&pools.hinted);
+        let untried = !self.tried.is_empty() && usable().any(|backend| !self.tried.contains(&backend.id));
         // A full one is kept out for a moment by what it said, not by having been tried.
         if !untried || again == Again::Full {
             let picker = Picker { tried: &[], ..picker };
@@ -378,7 +383,7 @@ where
             }
         }
         let now = Instant::now();
-        let again_at = usable.iter().filter_map(|backend| backend.full_until(now)).min();
+        let again_at = usable().filter_map(|backend| backend.full_until(now)).min();
         Found::Full { again: again_at, elsewhere: untried && again == Again::Failed }
     }
 }

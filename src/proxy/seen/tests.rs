@@ -36,6 +36,8 @@ fn call(path: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Call {
         said: None,
         ask_usage: false,
         pinned: None,
+        avoid: Vec::new(),
+        tailor: None,
         deadline: now,
         wait_until: None,
         tunnel: false,

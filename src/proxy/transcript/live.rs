@@ -32,7 +32,7 @@ impl Live {
     }
 
     /// Takes `bytes`, unless that is too much.
-    pub(super) fn reserve(&self, bytes: usize) -> bool {
+    pub fn reserve(&self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         if self.0.used.fetch_add(bytes, Relaxed).saturating_add(bytes) <= self.0.limit.load(Relaxed) {
             return true;
@@ -47,7 +47,7 @@ impl Live {
     }
 
     /// Gives `bytes` back.
-    pub(super) fn release(&self, bytes: usize) {
+    pub fn release(&self, bytes: usize) {
         self.0.used.fetch_sub(bytes as u64, Relaxed);
     }
 }

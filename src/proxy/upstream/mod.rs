@@ -23,19 +23,25 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Body as _;
 use tokio::time::Instant;
 use tower::{Service, service_fn};
 
 use self::timeout::{Over, Silence};
-use super::{Response, attempt::Attempt, call::Call, headers::strip_response};
+use super::{
+    Response,
+    attempt::Attempt,
+    call::{Call, Fitted},
+    headers::strip_response,
+};
 use crate::{
     body::Body,
     client::{Client, Failure, Head, Stage, Target, Upgraded},
     config::{self, BackendUrl, ClientTls, Timeouts},
     error::{Error, Kind, Origin, Retry},
-    fleet::{Backend, Outcome, response_ids::ResponseIds},
+    fleet::{Backend, Notice, Outcome, interruption::BY_HEADER, response_ids::ResponseIds},
     protocol::usage::ask,
     runtime::{
         io::Duplex,
@@ -73,12 +79,13 @@ impl Upstream {
     async fn send(self: Rc<Self>, attempt: Attempt) -> Result<Response, Error> {
         let Attempt { call, backend, permit, body, .. } = attempt;
         let target = self.target(&backend).map_err(|error| at(error, &backend))?;
-        let body = asking_for_usage(&call, &backend, body);
+        let fitted = fitted(&call, &backend)?;
+        let body = asking_for_usage(&call, &backend, fitted.as_ref().map(|fitted| &fitted.body), body);
         let started = Instant::now();
         let own = own_credentials(&call, &backend);
         let head = Head {
             method: &call.method,
-            path: &call.path,
+            path: fitted.as_ref().and_then(|fitted| fitted.path.as_ref()).unwrap_or(&call.path),
             headers: own.as_ref().unwrap_or(&call.headers),
             extra: &call.added,
             repeatable: call.repeatable,
@@ -102,7 +109,9 @@ impl Upstream {
         }
         // A head that tells enough is reported here, any other with its body: one outcome per answer.
         let told = of_head(&response).map(|outcome| backend.report(outcome)).is_some();
-        strip_response(response.headers_mut());
+        if let Some(told) = strip_response(response.headers_mut()) {
+            interrupted(&backend, &told, response.headers());
+        }
         Ok(answer::guard(response, self, call, backend, permit, watch, answer::Seen { sent: started, head: now, told }))
     }
 
@@ -268,6 +277,14 @@ fn split(upgraded: Sent<Upgraded>) -> (Sent<Response>, Option<Box<dyn Duplex>>) 
     }
 }
 
+/// A Sluicegate on the backend's machine says that it goes.
+fn interrupted(backend: &Backend, told: &HeaderValue, headers: &HeaderMap) {
+    match told.to_str().ok().and_then(|told| Notice::read(told, headers, BY_HEADER)) {
+        Some(notice) => drop(backend.interrupted(notice)),
+        None => tracing::debug!(backend = %backend.spec.name, ?told, "an interruption that cannot be read"),
+    }
+}
+
 /// What the head alone tells; an answer that a body follows is reported with it.
 fn of_head(response: &Response) -> Option<Outcome<'static>> {
     let status = response.status();
@@ -286,14 +303,19 @@ fn retry_after(response: &Response) -> Option<Duration> {
     response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
 
+/// What this backend is sent in place of the call's own.
+fn fitted(call: &Call, backend: &Backend) -> Result<Option<Fitted>, Error> {
+    call.tailor.as_ref().map_or(Ok(None), |tailor| tailor.fit(backend))
+}
+
 /// A shared stream tells its usage, so that it serves those who want it too: the same body, asking for it, where the
 /// engine takes that and the stream can be changed back.
-fn asking_for_usage(call: &Call, backend: &Backend, body: Body) -> Body {
+fn asking_for_usage(call: &Call, backend: &Backend, fitted: Option<&Bytes>, body: Body) -> Body {
     let edited = (call.ask_usage && ask::takes(backend.engine(), call.endpoint))
-        .then(|| ask::with_usage(call.payload.bytes()?))
+        .then(|| ask::with_usage(fitted.or_else(|| call.payload.bytes())?))
         .flatten();
     call.record.usage_asked.set(call.asked.usage || edited.is_some());
-    edited.map_or(body, Body::whole)
+    edited.or_else(|| fitted.cloned()).map_or(body, Body::whole)
 }
 
 /// The head with the backend's own key in place of the client's credentials, where it has one.

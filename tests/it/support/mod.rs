@@ -156,10 +156,15 @@ impl Exchange {
     /// Sends `bytes` as they are.
     pub fn raw(addr: SocketAddr, bytes: &[u8]) -> Self {
         let mut stream = TcpStream::connect(addr).expect("the gateway accepts");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         // Refused before it was read whole: the answer says why.
         let _early = stream.write_all(bytes);
-        Self { stream, read: Vec::new() }
+        Self { stream, read: Vec::new() }.within(Duration::from_secs(60))
+    }
+
+    /// What does not come within `time` fails the test.
+    pub fn within(self, time: Duration) -> Self {
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        self
     }
 
     /// Sends more.

@@ -44,18 +44,7 @@ pub fn convert(entry: &Entry, to: Shape) -> Option<Bytes> {
     }
     let body = std::str::from_utf8(&entry.body).ok()?;
     let made = match (to, entry.endpoint) {
-        (Shape::Plain, endpoint) => {
-            let events = events(body)?;
-            match endpoint {
-                Endpoint::Chat => llamacpp::chat_to_plain(&events).or_else(|| vllm::chat_to_plain(&events)),
-                Endpoint::Completions => {
-                    llamacpp::completion_to_plain(&events).or_else(|| vllm::completion_to_plain(&events))
-                }
-                Endpoint::Responses => llamacpp::response_to_plain(&events),
-                Endpoint::Messages => llamacpp::message_to_plain(&events),
-                _ => None,
-            }
-        }
+        (Shape::Plain, endpoint) => plain(endpoint, body),
         (Shape::Stream, Endpoint::Chat) => llamacpp::chat_to_stream(body).or_else(|| vllm::chat_to_stream(body)),
         (Shape::Stream, Endpoint::Completions) => {
             llamacpp::completion_to_stream(body).or_else(|| vllm::completion_to_stream(body))
@@ -64,6 +53,22 @@ pub fn convert(entry: &Entry, to: Shape) -> Option<Bytes> {
         (Shape::Stream, _) => None,
     }?;
     Some(made.into())
+}
+
+/// The plain form of a stream that told its usage; `None` where that is not proven.
+pub fn to_plain(endpoint: Endpoint, stream: &[u8]) -> Option<Bytes> {
+    plain(endpoint, std::str::from_utf8(stream).ok()?).map(Bytes::from)
+}
+
+fn plain(endpoint: Endpoint, stream: &str) -> Option<String> {
+    let events = events(stream)?;
+    match endpoint {
+        Endpoint::Chat => llamacpp::chat_to_plain(&events).or_else(|| vllm::chat_to_plain(&events)),
+        Endpoint::Completions => llamacpp::completion_to_plain(&events).or_else(|| vllm::completion_to_plain(&events)),
+        Endpoint::Responses => llamacpp::response_to_plain(&events),
+        Endpoint::Messages => llamacpp::message_to_plain(&events),
+        _ => None,
+    }
 }
 
 /// Adds the head of the entry's answer in shape `to`, as its engine writes it there.

@@ -55,6 +55,8 @@ fn peer_call(peer: Peer, path: &str, headers: &[(&str, &str)], body: &str) -> Ca
         asked: Asked::default(),
         payload: Payload::whole(Bytes::copy_from_slice(body.as_bytes()), Memory::new(1 << 20).reserve()),
         pinned: None,
+        avoid: Vec::new(),
+        tailor: None,
         deadline: now + Duration::from_secs(1800),
         wait_until: None,
         tunnel: false,

@@ -305,6 +305,8 @@ fn call(text: &str, stream: bool) -> Call {
         stream,
         asked: Asked { greedy: true, ..Asked::default() },
         pinned: None,
+        avoid: Vec::new(),
+        tailor: None,
         deadline: now + Duration::from_secs(1800),
         wait_until: None,
         tunnel: false,

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::fleet::{Action, Notice};
 
 fn of_class(name: &str, capacity: Capacity, limit: u32) -> config::Backend {
     config::Backend { capacity, ..limited(name, limit) }
@@ -231,4 +232,26 @@ proptest! {
             prop_assert_eq!(states[n], 0);
         }
     }
+}
+
+#[tokio::test]
+async fn a_machine_that_may_go_is_taken_when_the_others_are_full() {
+    let bench = Bench::new(&config([limited("a", 1), limited("b", 1)]));
+    bench.backend("a").interrupted(Notice { action: Action::Rebalance, at: None, source: "test".into() });
+    let (first, second) = (call(), call());
+    let why = [Rc::clone(&first.record), Rc::clone(&second.record)];
+    let held = [bench.send(first).await.unwrap(), bench.send(second).await.unwrap()];
+    assert_eq!(bench.tried(), ["b", "a"]);
+    assert_eq!((why[0].why.get(), why[1].why.get()), ("only", "hinted"));
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_machine_that_goes_is_not_taken_though_it_has_room() {
+    let bench = Bench::new(&config([limited("a", 9), limited("b", 9)]));
+    bench.backend("a").interrupted(Notice { action: Action::Terminate, at: None, source: "test".into() });
+    for _ in 0..5 {
+        bench.send(call()).await.unwrap();
+    }
+    assert_eq!(bench.tried(), ["b"; 5]);
 }

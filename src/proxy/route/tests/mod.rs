@@ -125,7 +125,7 @@ impl Bench {
             let script = Rc::clone(&script);
             async move { answer(&script, attempt).await }
         });
-        route(Rc::clone(&self.ctx), upstream)
+        route(Rc::clone(&self.ctx), upstream).map_request(Rc::new)
     }
 
     async fn send(&self, call: Call) -> Answer {
@@ -203,6 +203,8 @@ fn call() -> Call {
         said: None,
         ask_usage: false,
         pinned: None,
+        avoid: Vec::new(),
+        tailor: None,
         deadline: now + Duration::from_secs(1800),
         wait_until: None,
         tunnel: false,

@@ -185,7 +185,8 @@ async fn many_threads_lose_no_place_and_no_call() {
                     });
                     let service = route(ctx, upstream);
                     for _ in 0..50 {
-                        let mut calls: Vec<_> = (0..5).map(|_| Box::pin(service.clone().oneshot(call()))).collect();
+                        let mut calls: Vec<_> =
+                            (0..5).map(|_| Box::pin(service.clone().oneshot(call().into()))).collect();
                         std::future::poll_fn(|cx| {
                             calls.retain_mut(|call| match call.as_mut().poll(cx) {
                                 Poll::Ready(answer) => {

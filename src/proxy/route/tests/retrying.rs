@@ -41,7 +41,7 @@ async fn each_failure_that_asks_for_it_is_tried_elsewhere_with_the_same_body() {
                 answer(&script, attempt).await
             }
         });
-        let answer = route(Rc::clone(&bench.ctx), upstream).oneshot(call).await.unwrap();
+        let answer = route(Rc::clone(&bench.ctx), upstream).oneshot(call.into()).await.unwrap();
         assert_eq!(answer.status(), 200);
         let tried = bench.tried();
         assert!(tried.len() == 2 && tried[0] != tried[1], "{tried:?}");
