@@ -7,7 +7,7 @@ PYTEST := $(TARGET)/venv/bin/python -m pytest
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-real siege setup lint fmt docs bench fuzz loom
+.PHONY: help demo test test-rust test-real kill-matrix soak siege setup lint fmt docs bench fuzz loom test-vllm
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,18 @@ test-rust: ## the Rust tests alone: no setup needed
 test-real: setup ## two llama.cpp replicas and real client libraries through the release binary
 	$(CARGO) build --release --locked
 	$(PYTEST) -c tests/real/pytest.ini tests/real
+
+test-vllm: ## cut streams of a real vLLM (5.9 GB from PyPI, minutes to start): not part of `make test`
+	@tests/vllm/setup.sh
+	$(CARGO) build --release --locked
+	$(PYTEST) -s -c tests/real/pytest.ini tests/vllm
+
+kill-matrix: setup ## real replicas killed, hung and noticed at every tenth of an answer, in every dialect
+	$(CARGO) build --release --locked
+	SLUICEGATE_TENTHS=all $(PYTEST) -c tests/real/pytest.ini tests/real/test_resume.py
+
+soak: ## ten minutes of 100 clients that check every token while backends are killed, hung and noticed at random
+	SLUICEGATE_SOAK=600 $(CARGO) test --locked --test process -- --nocapture whatever_happens
 
 siege: ## thousands of connections, slow readers and large uploads against the running gateway: its memory, before and after
 	SLUICEGATE_SIEGE=full $(CARGO) test --locked --test process -- --nocapture memory

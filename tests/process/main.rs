@@ -7,14 +7,21 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what was counted is told beside the result")]
 #![expect(unreachable_pub, reason = "nothing of a test binary can be reached")]
 
+#[expect(dead_code, reason = "shared with the kill matrix, which needs more of it")]
+#[path = "../kill_matrix/cell.rs"]
+mod cell;
 mod demo;
 mod ending;
 mod faults;
+mod interruption;
 mod kit;
 mod load;
 mod memory;
+#[path = "../kill_matrix/read.rs"]
+mod read;
 mod reload;
 mod scarcity;
+mod spot;
 #[expect(dead_code, reason = "shared with tests/it, whose gateway in this process is not needed here")]
 #[path = "../it/support/mod.rs"]
 mod support;
