@@ -5,6 +5,7 @@
 #   benches/instructions.sh [BINARY]
 #   MAX_REQUEST=60000 MAX_EVENT=9000 MAX_HIT=40000 benches/instructions.sh     # fails above
 #   CACHE=off benches/instructions.sh                                          # requests and events without a cache
+#   RESUME=off benches/instructions.sh                                         # or text: streams that cannot go on, or by text
 #
 # Needs valgrind and curl, and the ports 19421 to 19423 of 127.0.0.1.
 set -euo pipefail
@@ -28,6 +29,7 @@ admin: 127.0.0.1:19422
 backends: [{name: sim, url: 'http://127.0.0.1:19423'}]
 health: {interval: 60s}
 ${CACHE:+cache: {mode: $CACHE\}}
+${RESUME:+resume: {mode: $RESUME\}}
 Y
 
 ask() { # body, count: on one connection, one after the other
