@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
-    config::Capacity,
     fleet::{Backend, Fleet, Notice, Phase},
     telemetry::time,
 };
@@ -46,11 +45,7 @@ fn of(backend: &Backend) -> Value {
         "reason": &*health.reason,
         "since_seconds": now.saturating_duration_since(health.since).as_secs(),
         "engine": backend.engine().map(|engine| engine.name()),
-        "capacity": match backend.spec.capacity {
-            Capacity::Spot => "spot",
-            Capacity::OnDemand => "on_demand",
-            Capacity::Reserved => "reserved",
-        },
+        "capacity": backend.spec.capacity.name(),
         "zone": backend.spec.zone.as_deref(),
         "models": names(backend.models().names()),
         "in_flight": load.in_flight(),

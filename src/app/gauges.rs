@@ -88,6 +88,8 @@ fn fleet(shared: &Shared, sink: &mut Sink) {
         let totals = backend.totals();
         let count = |counter: &AtomicU64| counter.load(Relaxed) as f64;
         let outcomes = [("answered", &totals.answered), ("failed", &totals.failed), ("full", &totals.full)];
+        let worked = totals.worked.load(Relaxed) as f64 / 1e6;
+        sink.set(Name::BackendSeconds, &[name, ("capacity", backend.spec.capacity.name())], worked);
         for (outcome, counter) in outcomes {
             sink.set(Name::BackendRequests, &[name, ("outcome", outcome)], count(counter));
         }

@@ -162,6 +162,17 @@ pub enum Capacity {
     Reserved,
 }
 
+impl Capacity {
+    /// As it is written in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Spot => "spot",
+            Self::OnDemand => "on_demand",
+            Self::Reserved => "reserved",
+        }
+    }
+}
+
 /// Which models a backend serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Models {

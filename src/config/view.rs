@@ -43,7 +43,7 @@ impl Config {
             "backends": self.backends.iter().map(backend).collect::<Vec<_>>(),
             "zone": self.zone.as_deref(),
             "routing": {
-                "prefer": routing.prefer.map_or("none", capacity),
+                "prefer": routing.prefer.map_or("none", Capacity::name),
                 "spill_at": routing.spill_at,
                 "on_demand_share": routing.on_demand_share,
                 "passthrough": match &routing.passthrough {
@@ -128,7 +128,7 @@ fn backend(backend: &Arc<Backend>) -> Value {
         "name": &*backend.name,
         "url": backend.url.to_string(),
         "engine": engine(backend.engine),
-        "capacity": capacity(backend.capacity),
+        "capacity": backend.capacity.name(),
         "zone": backend.zone.as_deref(),
         "models": match &backend.models {
             Models::Auto => json!("auto"),
@@ -161,14 +161,6 @@ fn engine(engine: Option<Engine>) -> &'static str {
         Some(Engine::Ollama) => "ollama",
         Some(Engine::Triton) => "triton",
         Some(Engine::OpenAi) => "openai",
-    }
-}
-
-fn capacity(capacity: Capacity) -> &'static str {
-    match capacity {
-        Capacity::Spot => "spot",
-        Capacity::OnDemand => "on_demand",
-        Capacity::Reserved => "reserved",
     }
 }
 

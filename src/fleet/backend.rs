@@ -75,6 +75,8 @@ pub struct Totals {
     pub failed: AtomicU64,
     /// 429.
     pub full: AtomicU64,
+    /// Microseconds that answers took, from the request to the last byte, added up.
+    pub worked: AtomicU64,
 }
 
 /// How one attempt went. Told by `upstream`, once or (answered, then cut) twice.
@@ -303,6 +305,11 @@ impl Backend {
             Outcome::Status(status) => self.failed(now, Fault::Answer, &format!("status {status}")),
             Outcome::Broken(reason) => self.failed(now, Fault::Answer, reason),
         }
+    }
+
+    /// An answer took so long.
+    pub fn worked(&self, time: Duration) {
+        self.core.totals.worked.fetch_add(u64::try_from(time.as_micros()).unwrap_or_default(), Relaxed);
     }
 
     /// A piece of an answer came: whoever waits for a sign of life sees it.

@@ -61,6 +61,7 @@ pub(super) fn guard(
     let framing = Framing::of(content_type).filter(|_| plain);
     let body = std::mem::replace(response.body_mut(), Body::empty());
     if body.is_end_stream() || framing.is_none() && body.as_whole().is_some() {
+        backend.worked(seen.head - seen.sent);
         if !seen.told {
             backend.report_at(seen.head, Outcome::Answered { ttft: None });
         }
@@ -346,6 +347,12 @@ impl Guarded {
         let why = error.message().to_owned();
         let retry = error.may_retry();
         self.fail(Error::new(Kind::UpstreamSilent, why).retry(retry))
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.backend.worked(self.seen.sent.elapsed());
     }
 }
 

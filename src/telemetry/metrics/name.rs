@@ -144,6 +144,8 @@ names! {
         "Tries at a backend, by how they ended.";
     BackendState = Kind::Gauge, Count, "backend_state" ["backend", "state"]
         "1 for the state a backend is in, 0 for the others.";
+    BackendSeconds = Kind::Counter, Seconds, "backend_seconds_total" ["backend", "capacity"]
+        "Time that tries at a backend took, added up, by what kind of machine it is: `spot` against `on_demand` is where the work was done.";
     BackendInFlight = Kind::Gauge, Count, "backend_in_flight" ["backend"]
         "Tries under way at a backend.";
     BackendLeavesIn = Kind::Gauge, Seconds, "backend_leaves_in_seconds" ["backend"]
