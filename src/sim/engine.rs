@@ -144,9 +144,9 @@ impl Engine {
     pub(crate) fn models(self, names: &[String], created: u64) -> String {
         let one = |name: &String| match self {
             Self::Vllm => json!({"id": name, "object": "model", "created": created, "owned_by": "vllm",
-                "root": name, "parent": null, "max_model_len": 32768, "permission": []}),
+                "root": name, "parent": null, "max_model_len": 1 << 24, "permission": []}),
             Self::Sglang => json!({"id": name, "object": "model", "created": created, "owned_by": "sglang",
-                "root": name, "max_model_len": 32768}),
+                "root": name, "max_model_len": 1 << 24}),
             Self::LlamaCpp => json!({"id": name, "object": "model", "created": created, "owned_by": "llamacpp",
                 "meta": {"vocab_type": 2, "n_vocab": 64, "n_ctx_train": 32768, "n_embd": 8}}),
         };

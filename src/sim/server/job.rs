@@ -17,8 +17,10 @@ use super::{
 
 /// `created` of everything: fixed, so that the same request has the same answer.
 pub(crate) const STARTED: u64 = 1_764_000_000;
+/// Tokens that a prompt and its answer may have together: megabytes of text are of use in tests.
+pub(crate) const CONTEXT: u64 = 1 << 24;
 /// Tokens of an answer that nothing bounds.
-pub(crate) const CONTEXT: u64 = 32_768;
+const UNBOUNDED: u64 = 32_768;
 /// Choices of one request at most.
 const MOST_CHOICES: u64 = 16;
 /// Tokens in a block of the prefix cache.
@@ -103,7 +105,7 @@ impl Job {
             None => source.natural(),
         };
         let left = natural.max(wanted.min_tokens).saturating_sub(from.0);
-        let most = wanted.max_tokens.unwrap_or(CONTEXT);
+        let most = wanted.max_tokens.unwrap_or(UNBOUNDED);
         let prompt_tokens = count(&wanted.prompt) + if from == (0, 0) { 0 } else { read };
         if let Some(asked) = wanted.max_tokens.filter(|_| shared.config.engine == Engine::Vllm) {
             fits(prompt_tokens, asked)?;
@@ -138,8 +140,8 @@ impl Job {
         if !hold.holds() {
             return;
         }
-        self.tokens = self.tokens.min(CONTEXT);
-        // Below the context, so the conversion cannot fail.
+        self.tokens = self.tokens.min(UNBOUNDED);
+        // Below that, so the conversion cannot fail.
         let tokens = usize::try_from(self.tokens).unwrap_or(usize::MAX);
         let of = |choice| hold.pieces((0..tokens).map(|i| self.token(choice, i as u64)));
         let pieces: Rc<[Pieces]> = (0..self.choices).map(of).collect();

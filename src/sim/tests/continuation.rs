@@ -196,7 +196,7 @@ async fn texts_are_tokenized_as_each_engine_answers() {
     let sim = of(Engine::Vllm);
     let prompt = ask_json(sim.addr(), "/tokenize", &chat(json!({}))).await.json();
     let plain = ask_json(sim.addr(), CHAT, &chat(json!({}))).await.json();
-    assert_eq!((&prompt["count"], &prompt["max_model_len"]), (&plain["usage"]["prompt_tokens"], &json!(32768)));
+    assert_eq!((&prompt["count"], &prompt["max_model_len"]), (&plain["usage"]["prompt_tokens"], &json!(1 << 24)));
 }
 
 #[tokio::test]
@@ -204,6 +204,6 @@ async fn completions_are_short_unless_told_and_the_context_is_bounded() {
     let sim = of(Engine::Vllm);
     let answer = ask_json(sim.addr(), COMPLETIONS, &json!({"model": "sim", "prompt": "hello"})).await.json();
     assert_eq!(answer["usage"]["completion_tokens"], 16);
-    let body = json!({"model": "sim", "prompt": "hello", "max_tokens": 32_768});
+    let body = json!({"model": "sim", "prompt": "hello", "max_tokens": 1 << 24});
     assert_eq!(ask_json(sim.addr(), COMPLETIONS, &body).await.status, 400);
 }
