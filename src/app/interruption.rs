@@ -66,14 +66,16 @@ pub(super) fn ending(shared: &Shared, drain: config::Drain) {
     }
 }
 
-/// Unless it goes already.
+/// Unless it goes sooner already. Who said before that it goes stays the one who said it.
 fn terminate(known: &Known, lead: Duration) {
     known.send_if_modified(|known| {
-        let goes = known.as_ref().is_some_and(|notice| notice.action.leaves());
-        if !goes {
-            *known = Some(terminated(lead));
+        let by = Instant::now() + lead;
+        match known.as_mut().filter(|notice| notice.action.leaves()) {
+            None => *known = Some(terminated(lead)),
+            Some(notice) if notice.at.is_none_or(|at| at > by) => notice.at = Some(by),
+            Some(_) => return false,
         }
-        !goes
+        true
     });
 }
 
@@ -341,4 +343,23 @@ fn bearer(token: &Secret) -> Option<HeaderValue> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", token.reveal())).ok()?;
     value.set_sensitive(true);
     Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_comes_sooner_than_what_was_said_and_never_later() {
+        let at = |seconds| Some(Instant::now() + Duration::from_secs(seconds));
+        let notice = |at| Notice { action: Action::Terminate, at, source: "aws".into() };
+        for (before, after) in [(at(120), at(12)), (at(5), at(5)), (None, at(12))] {
+            let known = Known::new(Some(notice(before)));
+            terminate(&known, Duration::from_secs(12));
+            assert_eq!(*known.borrow(), Some(notice(after)));
+        }
+        let known = Known::new(None);
+        terminate(&known, Duration::from_secs(12));
+        assert_eq!(known.borrow().as_ref().and_then(|notice| notice.at), at(12));
+    }
 }

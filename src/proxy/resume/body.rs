@@ -10,6 +10,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -146,8 +147,21 @@ where
             self.tap = Tap::new(self.call.endpoint, true);
         }
         self.join();
+        self.settle();
         let data = self.data(data);
         if joined { self.reported(data) } else { data }
+    }
+
+    /// Up to its first bytes another attempt may have taken its place.
+    fn settle(&self) {
+        let own = &self.call.record;
+        let newest = self.record.as_ref().unwrap_or(own);
+        if self.seat.is_elsewhere(newest) {
+            self.seat.moved(newest);
+            if !Rc::ptr_eq(own, newest) {
+                own.backend.replace(newest.backend.borrow().clone());
+            }
+        }
     }
 
     fn stopped(&mut self, seen: Seen) {
@@ -282,6 +296,7 @@ where
             inner: self.inner.clone(),
             call: Rc::clone(&self.call),
             avoid: self.left.clone(),
+            patience: old.as_ref().map(|_| PATIENCE),
         };
         let next = Box::pin(sender.go_on(plan));
         self.state = State::Going(Box::new(Going { next, turn, cause, old }));
@@ -310,11 +325,15 @@ where
                 let close = self.tap.close(finish, told, None);
                 Some(Ok(self.reported(close)))
             }
-            Err(_) if going.old.is_some() => {
+            Err(denied) if going.old.is_some() => {
                 // Where it is it can stay for a while yet.
                 self.left.pop();
                 self.attempts -= 1;
-                self.seat.stays();
+                match denied.refusal {
+                    // There may be room later.
+                    Refusal::Backend => self.seat.later(),
+                    _ => self.seat.stays(),
+                }
                 self.state = State::Reading(going.old.unwrap_or_else(Body::empty));
                 None
             }
@@ -380,6 +399,9 @@ where
         }
     }
 }
+
+/// A stream that is to be moved stands still for so long at most while it waits for a place.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Memory is counted in steps of so many bytes.
 const STEP: usize = 1024;

@@ -81,6 +81,8 @@ pub(super) struct Sender<S> {
     pub(super) call: Rc<Call>,
     /// Backends that cut it, or that it leaves.
     pub(super) avoid: Vec<u64>,
+    /// How long it waits for a place: it stands still meanwhile. `None` = as long as any call.
+    pub(super) patience: Option<Duration>,
 }
 
 impl<S> Sender<S>
@@ -105,7 +107,11 @@ where
             if response.status() == StatusCode::OK {
                 return Ok(Continued::Stream { body: response.into_body(), continuation, record });
             }
+            let status = response.status();
             let detail = told(response).await;
+            if !status.is_client_error() || status == StatusCode::TOO_MANY_REQUESTS {
+                return Err(Denied { refusal: Refusal::Backend, detail: Some(detail) });
+            }
             // A gateway in front of the engine may hide what takes ids: text goes where the first answer went.
             if !matches!(continuation.chosen.get(), Some((Mode::Tokens, _))) {
                 return Err(Denied { refusal: Refusal::Rejected, detail: Some(detail) });
@@ -154,7 +160,9 @@ where
         let mut meter = StreamMeter::new(Endpoint::Chat, Dialect::OpenAi);
         let mut body = response.into_body();
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-            meter.push(frame.ok()?.data_ref()?);
+            if let Some(data) = frame.ok()?.data_ref() {
+                meter.push(data);
+            }
         }
         Some(meter.usage())
     }
@@ -173,7 +181,8 @@ where
         let record = self.record(&self.call.path);
         let mut avoid = self.avoid.clone();
         avoid.extend(self.ctx.unable());
-        let call = Call { avoid, tailor: Some(tailor), ..again(&self.call, &record) };
+        let wait_until = self.waits();
+        let call = Call { avoid, tailor: Some(tailor), wait_until, ..again(&self.call, &record) };
         poll_fn(|cx| self.inner.poll_ready(cx)).await.map_err(|error| denied(&error, continuation))?;
         let response = self.inner.call(Rc::new(call)).await.map_err(|error| denied(&error, continuation))?;
         Ok((response, record))
@@ -196,6 +205,7 @@ where
             avoid: self.avoid.clone(),
             stream: false,
             deadline: self.call.deadline.min(Instant::now() + QUICK),
+            wait_until: self.waits(),
             ..again(&self.call, &record)
         };
         poll_fn(|cx| self.inner.poll_ready(cx)).await.ok()?;
@@ -204,6 +214,10 @@ where
             return None;
         }
         read(response.into_body(), LONGEST.0).await
+    }
+
+    fn waits(&self) -> Option<Instant> {
+        self.patience.map(|patience| Instant::now() + patience)
     }
 
     /// A story of its own: it is not told, but for what the answer's own takes from it.
@@ -248,11 +262,17 @@ fn again(call: &Call, record: &Rc<Record>) -> Call {
 
 fn denied(error: &Error, continuation: &Continuation) -> Denied {
     let unable = continuation.refusal.get().filter(|_| error.kind() == Kind::UpstreamFailed);
-    let nobody = matches!(
-        error.kind(),
-        Kind::NoHealthyBackend | Kind::ModelNotFound | Kind::UpstreamConnect | Kind::UpstreamReset
-    );
-    let refusal = unable.unwrap_or(if nobody { Refusal::Backend } else { Refusal::Rejected });
+    let refusal = unable.unwrap_or(match error.kind() {
+        Kind::DeadlineExceeded => Refusal::Deadline,
+        Kind::NoHealthyBackend
+        | Kind::ModelNotFound
+        | Kind::UpstreamConnect
+        | Kind::UpstreamReset
+        | Kind::UpstreamTimeout
+        | Kind::QueueFull
+        | Kind::QueueTimeout => Refusal::Backend,
+        _ => Refusal::Rejected,
+    });
     Denied { refusal, detail: Some(error.message().to_owned()) }
 }
 
@@ -366,6 +386,10 @@ impl Continuation {
         }
         if self.base == 0 && !self.probing {
             return Ok((Mode::Restart, request.restart(engine)?));
+        }
+        if self.plan.limit.is_none() && !self.probing && request.limit(engine).is_some() {
+            // The engine before had no limit; this one's own would end the answer as if it had one.
+            return Err(Refusal::Untranslatable);
         }
         let form = request.by_text(engine, &self.plan.text[..self.base], left(self.said[0]), self.said[0])?;
         Ok((Mode::Text, form))

@@ -130,9 +130,13 @@ impl Resume {
         if let Some(first) = &first
             && first.was_refused(&response)
         {
-            self.mute(&call);
+            let asked = call.record.backend.borrow().as_ref().map(|backend| backend.id);
             first.stop_asking();
             response = inner.call(Rc::clone(&call)).await?;
+            // If it is refused all the same, it was for another reason.
+            if !response.status().is_client_error() {
+                self.mute.borrow_mut().extend(asked);
+            }
         }
         if !is_stream(&response) {
             return Ok(response);
@@ -152,13 +156,6 @@ impl Resume {
         }
         call.record.cut.set(None);
         inner.call(call).await
-    }
-
-    /// The backend that answered is not asked for ids any more.
-    fn mute(&self, call: &Call) {
-        if let Some(backend) = &*call.record.backend.borrow() {
-            self.mute.borrow_mut().insert(backend.id);
-        }
     }
 
     /// Backends that no continuation can go to: engines that have no way of going on.

@@ -27,6 +27,8 @@ use crate::{
 
 /// How often the streams of a machine that goes are looked at.
 const STEP: Duration = Duration::from_millis(250);
+/// A stream that nobody had room for is left alone for so long.
+const PAUSE: Duration = Duration::from_secs(2);
 /// All should have left so long before the machine goes.
 const MARGIN: Duration = Duration::from_secs(3);
 
@@ -60,6 +62,8 @@ struct Under {
     limit: OnceCell<Option<u64>>,
     order: Cell<Option<Order>>,
     stays: Cell<bool>,
+    /// There was no room for it elsewhere: not to be moved before that.
+    not_before: Cell<Option<Instant>>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -104,6 +108,7 @@ impl Moves {
             limit: OnceCell::new(),
             order: Cell::new(None),
             stays: Cell::new(false),
+            not_before: Cell::new(None),
             waker: RefCell::default(),
         });
         let mut streams = self.streams.borrow_mut();
@@ -150,7 +155,7 @@ fn due(at: Instant, streams: &[Rc<Under>], now: Instant) {
     let left = last.saturating_duration_since(now);
     let mut long: Vec<_> = streams
         .iter()
-        .filter(|under| !under.stays.get())
+        .filter(|under| !under.stays.get() && under.not_before.get().is_none_or(|at| at <= now))
         .map(|under| (under.takes(now), under))
         .filter(|(takes, _)| *takes > left)
         .collect();
@@ -174,6 +179,13 @@ impl Under {
         let each = now.saturating_duration_since(since).as_secs_f64() / said as f64;
         let left = limit.saturating_sub(self.said.get()) as f64;
         Duration::try_from_secs_f64(each * left).unwrap_or(Duration::MAX)
+    }
+
+    /// An order to move that came meanwhile is about what failed just now.
+    fn forget_move(&self) {
+        if self.order.get() == Some(Order::Move) {
+            self.order.set(None);
+        }
     }
 
     fn order(&self, order: Order) {
@@ -212,6 +224,19 @@ impl Seat {
     /// It cannot be moved: it goes on where it is until the end.
     pub(super) fn stays(&self) {
         self.under.stays.set(true);
+        self.under.forget_move();
+    }
+
+    /// Nobody had room for it: it is tried again after a while.
+    pub(super) fn later(&self) {
+        self.under.not_before.set(Some(Instant::now() + PAUSE));
+        self.under.forget_move();
+    }
+
+    /// Whether another backend than the one it stands for gave the answer of `record`.
+    pub(super) fn is_elsewhere(&self, record: &Record) -> bool {
+        let id = |backend: &Option<Arc<Backend>>| backend.as_ref().map(|backend| backend.id);
+        id(&self.under.backend.borrow()) != id(&record.backend.borrow())
     }
 
     /// Another backend answers now.
@@ -220,6 +245,7 @@ impl Seat {
         self.under.since.set((Instant::now(), self.under.said.get()));
         self.under.order.set(None);
         self.under.stays.set(false);
+        self.under.not_before.set(None);
         self.moves.began(&self.under);
     }
 }

@@ -79,8 +79,8 @@ refusals! {
     // By what there is.
     /// The engine is not one that can, or not known.
     Engine => "engine", "the engine is not known to continue an answer";
-    /// Nobody else serves the model.
-    Backend => "backend", "no other backend serves the model";
+    /// Nobody else serves the model, or has room for it in time.
+    Backend => "backend", "no other backend could take it up";
     /// The engine answered the continuation with an error.
     Rejected => "rejected", "the engine refused the continuation";
     /// `resume.attempts`, or the retry budget, is used up.

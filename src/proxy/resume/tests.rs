@@ -555,7 +555,10 @@ async fn a_move_that_fails_leaves_the_stream_where_it_is() {
     with_moves(&bench, async {
         let first = bench.stream("x");
         first.try_send(says("one", "Hello")).unwrap();
-        bench.play(Play::Fail(Kind::QueueTimeout));
+        // It is tried again, and again: there may be room by then.
+        for _ in 0..20 {
+            bench.play(Play::Fail(Kind::QueueTimeout));
+        }
         let mut body = bench.ask(chat(json!({}))).await.unwrap().into_body();
         poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
         notice(&bench, "x", Duration::from_secs(30));
@@ -610,4 +613,44 @@ async fn one_that_will_end_in_time_is_left_alone() {
         assert_eq!(bench.script.borrow().sent.len(), 1, "nothing was moved");
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_attempt_was_replaced_is_where_the_other_is() {
+    let bench = Bench::new(auto());
+    with_moves(&bench, async {
+        let first = bench.stream("x");
+        let call = chat(json!({"response_format": {"type": "json_object"}}));
+        let record = Rc::clone(&call.record);
+        let mut body = bench.ask(call).await.unwrap().into_body();
+        // Before its first byte another takes its place.
+        let other = Arc::clone(bench.ctx.fleet.snapshot().backend("y").unwrap());
+        record.backend.replace(Some(other));
+        first.try_send(says("one", "{")).unwrap();
+        poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
+        notice(&bench, "x", Duration::from_secs(10));
+        let later = async {
+            pass(Duration::from_secs(20)).await;
+            first.try_send(says("one", "}")).unwrap();
+        };
+        let (next, ()) = tokio::join!(poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)), later);
+        assert!(next.unwrap().is_ok(), "the machine that went was not its own");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_request_does_not_silence_a_backend() {
+    let bench = Bench::new(auto());
+    for _ in 0..2 {
+        bench.play(Play::Status("a", 400, r#"{"error":"bad; you sent return_token_ids"}"#.to_owned()));
+    }
+    let stream = bench.stream("a");
+    for given in [says("one", "Hi"), stops("one"), done()] {
+        stream.try_send(given).unwrap();
+    }
+    drop(stream);
+    assert_eq!(bench.ask(chat(json!({}))).await.unwrap().status(), 400);
+    let _ = read(bench.ask(chat(json!({}))).await.unwrap()).await;
+    assert!(bench.sent(2).get("return_token_ids").is_some(), "it is asked as before");
 }
