@@ -80,11 +80,6 @@ impl Object {
         out.extend_from_slice(&text[self.open..]);
         out
     }
-
-    /// Bytes on the heap.
-    pub(crate) fn held(&self) -> usize {
-        self.members.capacity() * size_of::<Member>()
-    }
 }
 
 fn narrow(range: Range<usize>) -> Option<(u32, u32)> {

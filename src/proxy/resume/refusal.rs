@@ -87,8 +87,6 @@ refusals! {
     Attempts => "attempts", "the attempts are used up";
     /// It took too long.
     Deadline => "deadline", "the time for it is over";
-    /// Resume is off.
-    Off => "off", "resume is off";
 }
 
 impl fmt::Display for Refusal {

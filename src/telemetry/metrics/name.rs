@@ -109,7 +109,7 @@ names! {
     StreamsCut = Kind::Counter, Count, "streams_cut_total" ["reason"]
         "Answers that ended early after their first byte, by what cut them.";
     Resumes = Kind::Counter, Count, "resumes_total" ["cause", "mode"]
-        "Streams that went on at another backend, by what made them and by how: from token `ids`, from `text`, by a `restart` before any text, or with only the `end` missing.";
+        "Streams that went on at another backend, by what made them and by how: from token ids (`tokens`), from `text`, by a `restart` before any text, or with only the `end` missing.";
     ResumesRefused = Kind::Counter, Count, "resumes_refused_total" ["reason"]
         "Streams that ended where they were cut, by why they did not go on.";
     ResumeTokensKept = Kind::Counter, Count, "resume_tokens_kept_total" []

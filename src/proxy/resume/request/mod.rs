@@ -103,12 +103,6 @@ impl Request {
         &self.asked.stops
     }
 
-    /// Bytes held beside the body.
-    pub fn held(&self) -> usize {
-        let stops = &self.asked.stops;
-        self.object.held() + stops.capacity() * size_of::<String>() + stops.iter().map(String::capacity).sum::<usize>()
-    }
-
     /// Whether `engine` can be asked for token ids in its stream, and they are all that a continuation needs. vLLM
     /// tells them on both endpoints, SGLang on completions; where tools or media take part they are not the whole.
     pub fn may_ask_ids(&self, engine: Engine) -> bool {
