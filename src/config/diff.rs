@@ -73,6 +73,7 @@ pub fn diff(old: &Config, new: &Config) -> Result<Changes, Vec<&'static str>> {
             new.resume,
             new.limits,
             new.drain,
-        ) || (&old.cache, &old.interruption) != (&new.cache, &new.interruption),
+        ) || (&old.cache, &old.interruption, &old.compression, old.egress, &old.normalize)
+            != (&new.cache, &new.interruption, &new.compression, new.egress, &new.normalize),
     })
 }

@@ -459,7 +459,7 @@ section! {
         flush: Flush = Flush::Event,
         /// Memory of all encoders.
         memory: Size = Size::mib(256),
-        /// Path prefixes that are never compressed.
+        /// Networks whose clients get answers as they are, such as `10.0.0.0/8`.
         exclude: Vec<String> = Vec::new(),
     }
 }

@@ -7,7 +7,7 @@ use super::{
 };
 
 /// Fields of later versions.
-const LATER: [&str; 7] = ["profile", "cors", "routing.affinity", "stream", "compression", "egress", "normalize"];
+const LATER: [&str; 4] = ["profile", "cors", "routing.affinity", "stream"];
 
 /// The like, of each backend.
 const LATER_OF_BACKENDS: [&str; 1] = ["price"];

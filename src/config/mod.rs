@@ -20,11 +20,11 @@ mod view;
 pub use diff::{Changes, diff};
 pub use env::Env;
 pub use error::{Format, Problem, Severity, Snippet, render};
-pub use file::{CacheMode, CacheScope, Downstream, InterruptionSource, ResumeMode};
+pub use file::{Algorithm, CacheMode, CacheScope, Downstream, InterruptionSource, ResumeMode, Validate};
 pub use load::{Flags, Loaded, from_text, load};
 pub use secret::{MASK, Secret};
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 /// The whole of it.
 #[derive(Clone, Debug)]
@@ -48,6 +48,9 @@ pub struct Config {
     pub resume: Resume,
     pub interruption: Interruption,
     pub cache: Cache,
+    pub compression: Compression,
+    pub egress: Egress,
+    pub normalize: Normalize,
     pub limits: Limits,
     pub drain: Drain,
     pub log: Log,
@@ -327,6 +330,46 @@ pub struct Cache {
     pub key: Option<Secret>,
     /// Memory of running answers in bytes (`resume.memory`).
     pub live_memory: u64,
+}
+
+/// Compression of answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compression {
+    /// The most wanted first; none = off.
+    pub algorithms: Vec<Algorithm>,
+    /// Plain answers below this many bytes stay as they are.
+    pub min_size: usize,
+    /// How long an event may wait for others; `None` = not at all.
+    pub flush: Option<Duration>,
+    /// Of all encoders, in bytes.
+    pub memory: u64,
+    /// Clients whose answers are not compressed.
+    pub exclude: Vec<Cidr>,
+}
+
+/// Edits of answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Egress {
+    /// Events lose what repeats or says nothing, whoever asks.
+    pub slim: bool,
+}
+
+/// Checks and edits of requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Normalize {
+    pub validate: Validate,
+    pub minify: bool,
+    pub nulls: bool,
+    pub dedupe_images: bool,
+    pub max_tokens_cap: Option<u64>,
+    pub default_max_tokens: Option<u64>,
+    /// Fields that are taken out.
+    pub strip: Vec<String>,
+    /// name → text
+    pub system_prompts: HashMap<Arc<str>, Arc<str>>,
+    /// Inline images of more are scaled down.
+    pub max_pixels: Option<u64>,
+    pub isolate_prefix_cache: bool,
 }
 
 /// A Redis or Valkey that gateways share.

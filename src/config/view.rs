@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use serde_json::{Value, json};
 
 use super::{
-    AdminAt, Backend, BackendUrl, Capacity, ClientTls, Concurrency, Config, Level, Listen, MASK, Models, Notify,
-    Passthrough, Profile, Scheme, Secret, ServerTls, units::Period, units::Size,
+    AdminAt, Backend, BackendUrl, Cache, Capacity, Cidr, ClientTls, Concurrency, Config, Level, Listen, MASK, Models,
+    Normalize, Notify, Passthrough, Profile, Redis, Scheme, Secret, ServerTls, units::Period, units::Size,
 };
 use crate::protocol::engine::Engine;
 
@@ -15,7 +15,6 @@ impl Config {
     pub fn view(&self) -> Value {
         let (routing, retry, timeouts, health) = (&self.routing, &self.retry, &self.timeouts, &self.health);
         let (limits, drain, log) = (&self.limits, &self.drain, &self.log);
-        let networks: Vec<_> = self.trusted_proxies.iter().map(|n| format!("{}/{}", n.address, n.prefix)).collect();
         let aliases: serde_json::Map<_, _> =
             routing.aliases.iter().map(|(alias, model)| (alias.to_string(), Value::from(&**model))).collect();
         set(json!({
@@ -37,7 +36,7 @@ impl Config {
                 Profile::Serverless => "serverless",
             },
             "tls": self.tls.as_ref().map(server_tls),
-            "trusted_proxies": networks,
+            "trusted_proxies": networks(&self.trusted_proxies),
             "debug_headers": self.debug_headers,
             "cors": { "origins": self.cors },
             "backends": self.backends.iter().map(backend).collect::<Vec<_>>(),
@@ -90,6 +89,16 @@ impl Config {
                     .map(|Notify { gateway, backend }| format!("{gateway}/{backend}"))
                     .collect::<Vec<_>>(),
             },
+            "cache": cache(&self.cache),
+            "compression": {
+                "algorithms": self.compression.algorithms,
+                "min_size": Size(self.compression.min_size as u64),
+                "flush": self.compression.flush.map_or_else(|| "event".to_owned(), |flush| Period(flush).to_string()),
+                "memory": Size(self.compression.memory),
+                "exclude": networks(&self.compression.exclude),
+            },
+            "egress": { "slim": self.egress.slim },
+            "normalize": normalize(&self.normalize),
             "limits": {
                 "request_body": Size(limits.request_body as u64),
                 "body_memory": Size(limits.body_memory as u64),
@@ -103,6 +112,52 @@ impl Config {
             "log": { "format": if log.json { "json" } else { "text" }, "level": level(log.level), "access": log.access },
         }))
     }
+}
+
+fn networks(networks: &[Cidr]) -> Vec<String> {
+    networks.iter().map(|network| format!("{}/{}", network.address, network.prefix)).collect()
+}
+
+fn cache(cache: &Cache) -> Value {
+    json!({
+        "capacity": Size(cache.capacity),
+        "ttl": Period(cache.ttl),
+        "mode": cache.mode,
+        "scope": cache.scope,
+        "max_entry": Size(cache.max_entry as u64),
+        "ignore": cache.ignore,
+        "vary": cache.vary.iter().map(http::HeaderName::as_str).collect::<Vec<_>>(),
+        "linger": Period(cache.linger),
+        "stale_if_error": Period(cache.stale_if_error),
+        "downstream": cache.downstream,
+        "redis": cache.redis.as_ref().map(redis),
+    })
+}
+
+fn redis(redis: &Redis) -> String {
+    let scheme = if redis.tls { "rediss" } else { "redis" };
+    let user = redis.username.as_deref().unwrap_or_default();
+    let password = redis.password.as_ref().map_or_else(String::new, |_| format!(":{MASK}"));
+    let at = if user.is_empty() && password.is_empty() { "" } else { "@" };
+    let host = if redis.host.contains(':') { format!("[{}]", redis.host) } else { redis.host.to_string() };
+    format!("{scheme}://{user}{password}{at}{host}:{}/{}", redis.port, redis.database)
+}
+
+fn normalize(normalize: &Normalize) -> Value {
+    let prompts: serde_json::Map<_, _> =
+        normalize.system_prompts.iter().map(|(name, text)| (name.to_string(), Value::from(&**text))).collect();
+    json!({
+        "validate": normalize.validate,
+        "minify": normalize.minify,
+        "nulls": normalize.nulls,
+        "dedupe_images": normalize.dedupe_images,
+        "max_tokens_cap": normalize.max_tokens_cap,
+        "default_max_tokens": normalize.default_max_tokens,
+        "strip": normalize.strip,
+        "system_prompts": (!prompts.is_empty()).then_some(prompts),
+        "images": normalize.max_pixels.map(|pixels| json!({ "max_pixels": pixels })),
+        "isolate_prefix_cache": normalize.isolate_prefix_cache,
+    })
 }
 
 /// Leaves out what is unset.

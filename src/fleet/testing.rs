@@ -3,9 +3,9 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::config::{
-    Admin, AdminAt, Backend, BackendUrl, Cache, CacheMode, CacheScope, Capacity, ClientTls, Concurrency, Config,
-    Downstream, Drain, Health, Interruption, InterruptionSource, Level, Limits, Listen, Log, Models, Passthrough,
-    Profile, Resume, ResumeMode, Retry, Routing, Scheme, Stream, Timeouts,
+    Admin, AdminAt, Backend, BackendUrl, Cache, CacheMode, CacheScope, Capacity, ClientTls, Compression, Concurrency,
+    Config, Downstream, Drain, Egress, Health, Interruption, InterruptionSource, Level, Limits, Listen, Log, Models,
+    Normalize, Passthrough, Profile, Resume, ResumeMode, Retry, Routing, Scheme, Stream, Timeouts, Validate,
 };
 
 /// A backend of this name, on demand, without a limit, whose models are to be asked for.
@@ -71,6 +71,26 @@ pub(crate) fn config(backends: impl IntoIterator<Item = Backend>) -> Config {
             redis: None,
             key: None,
             live_memory: 128 << 20,
+        },
+        compression: Compression {
+            algorithms: Vec::new(),
+            min_size: 256,
+            flush: None,
+            memory: 1 << 20,
+            exclude: Vec::new(),
+        },
+        egress: Egress { slim: false },
+        normalize: Normalize {
+            validate: Validate::Light,
+            minify: false,
+            nulls: false,
+            dedupe_images: false,
+            max_tokens_cap: None,
+            default_max_tokens: None,
+            strip: Vec::new(),
+            system_prompts: Default::default(),
+            max_pixels: None,
+            isolate_prefix_cache: false,
         },
         limits: Limits {
             request_body: 32 << 20,

@@ -494,11 +494,12 @@ fn secrets_come_from_files_that_are_watched() {
 
 #[test]
 fn later_sections_are_named_and_auth_stops_serve() {
-    let loaded =
-        load(&format!("{ONE}compression: {{min_size: 1KiB}}\negress: {{slim: false}}\nnormalize: {{minify: true}}\n"))
-            .unwrap();
+    let loaded = load(&format!(
+        "{ONE}profile: serverless\nstream: {{keepalive: 15s}}\nrouting: {{affinity: {{prefix: false}}}}\n"
+    ))
+    .unwrap();
     let named: Vec<_> = loaded.unsupported.iter().map(|p| p.path.as_str()).collect();
-    assert_eq!(named, ["compression", "normalize"]);
+    assert_eq!(named, ["profile", "routing.affinity"]);
     assert!(loaded.may_serve());
     let loaded = load(&format!("{ONE}auth: {{keys: [{{name: a, key: s}}]}}\n")).unwrap();
     assert!(!loaded.may_serve());

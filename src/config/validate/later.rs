@@ -1,7 +1,5 @@
 //! Sections whose stage comes later: checked, so that a file stays valid when it comes.
 
-use std::time::Duration;
-
 use super::Validator;
 use crate::config::{
     Secret,
@@ -10,45 +8,11 @@ use crate::config::{
 
 impl Validator<'_> {
     pub(super) fn later(&mut self, written: &FileConfig) {
-        self.compression(&written.compression);
-        self.normalize(&written.normalize);
         if written.limits.rate_store == file::RateStore::Redis && written.cache.redis.is_none() {
             self.error("limits.rate_store", "`redis` needs `cache.redis`", "add it, or use `local`");
         }
         if let Some(auth) = &written.auth {
             self.auth(auth);
-        }
-    }
-
-    fn compression(&mut self, compression: &file::Compression) {
-        self.paths("compression.exclude", &compression.exclude);
-        for (i, algorithm) in compression.algorithms.iter().enumerate() {
-            if compression.algorithms[..i].contains(algorithm) {
-                self.error(&format!("compression.algorithms[{i}]"), "is in the list twice", "take one out");
-            }
-        }
-        if let file::Flush::After(period) = compression.flush
-            && (period.0.is_zero() || period.0 > Duration::from_secs(5))
-        {
-            self.error("compression.flush", format!("{period} is out of range"), "`event`, or from 1ms to 5s");
-        }
-    }
-
-    fn normalize(&mut self, normalize: &file::Normalize) {
-        let (cap, default) = (normalize.max_tokens_cap, normalize.default_max_tokens);
-        for (field, value) in [("max_tokens_cap", cap), ("default_max_tokens", default)] {
-            if value == Some(0) {
-                self.error(&format!("normalize.{field}"), "0 would allow no answer", "take it out for no limit");
-            }
-        }
-        if let (Some(cap), Some(default)) = (cap, default)
-            && default > cap
-        {
-            let reason = format!("{default} is more than `max_tokens_cap` ({cap})");
-            self.error("normalize.default_max_tokens", reason, "");
-        }
-        if normalize.images.as_ref().is_some_and(|images| images.max_pixels.is_none_or(|n| n == 0)) {
-            self.error("normalize.images", "`images` needs `max_pixels`", "write `images: {max_pixels: 1048576}`");
         }
     }
 

@@ -23,6 +23,7 @@ use super::{
 mod backends;
 mod cache;
 mod later;
+mod payload;
 
 /// A secret in a file is a line.
 const MAX_SECRET: u64 = 64 << 10;
@@ -57,7 +58,7 @@ pub(super) fn validate(written: &FileConfig, source: &Source) -> Checked {
             .tls
             .as_ref()
             .and_then(|tls| v.server_tls("tls", tls.cert.as_deref(), tls.key.as_deref(), tls.client_ca.as_deref())),
-        trusted_proxies: v.networks(&written.trusted_proxies),
+        trusted_proxies: v.networks("trusted_proxies", &written.trusted_proxies),
         debug_headers: written.debug_headers,
         cors: v.origins(&written.cors.origins),
         backends,
@@ -70,6 +71,9 @@ pub(super) fn validate(written: &FileConfig, source: &Source) -> Checked {
         resume: v.resume(&written.resume),
         interruption: v.interruption(&written.interruption),
         cache: v.cache(&written.cache, &written.resume),
+        compression: v.compression(&written.compression),
+        egress: payload::egress(&written.egress),
+        normalize: v.normalize(&written.normalize),
         limits: v.limits(&written.limits),
         drain: v.drain(&written.drain, &written.timeouts),
         log: log(&written.log),
@@ -316,10 +320,10 @@ impl Validator<'_> {
         file.map(|file| self.file(&format!("{path}.{field}"), file))
     }
 
-    fn networks(&mut self, written: &[String]) -> Vec<super::Cidr> {
+    fn networks(&mut self, field: &str, written: &[String]) -> Vec<super::Cidr> {
         let mut networks = Vec::new();
         for (i, text) in written.iter().enumerate() {
-            let path = format!("trusted_proxies[{i}]");
+            let path = format!("{field}[{i}]");
             let Some((cidr, rounded)) = self.parsed(&path, text, url::cidr) else { continue };
             if rounded {
                 let help = format!("did you mean `{}/{}`?", cidr.address, cidr.prefix);
