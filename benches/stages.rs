@@ -132,7 +132,7 @@ fn tap_1000_events(bencher: Bencher<'_, '_>, ids: bool) {
     bencher.counter(BytesCount::new(stream.len())).bench(|| {
         let mut tap = Tap::new(Endpoint::Chat, ids);
         for event in &events {
-            black_box(tap.push(event.clone()));
+            black_box(tap.push(event.clone(), None));
         }
         tap.delivered().chunks()
     });

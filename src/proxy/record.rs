@@ -17,7 +17,7 @@ use crate::{
     listener::Peer,
     protocol::{
         endpoint::{self, Dialect, Endpoint},
-        usage::{Finish, Usage},
+        usage::{Alike, Finish, Usage},
     },
 };
 
@@ -70,6 +70,8 @@ pub struct Record {
     pub last_byte: Cell<Option<Instant>>,
     pub usage: Cell<Usage>,
     pub finish: Cell<Finish>,
+    /// Of the newest bytes of a stream, where they are an event like the one before: what needs not be compared again.
+    pub alike: Cell<Option<Alike>>,
     /// What cut the answer.
     pub cut: Cell<Option<Kind>>,
 }
@@ -117,6 +119,7 @@ impl Record {
             last_byte: Cell::default(),
             usage: Cell::default(),
             finish: Cell::default(),
+            alike: Cell::default(),
             cut: Cell::default(),
         }
     }

@@ -63,6 +63,12 @@ impl Scanner {
         self.held.is_empty() && !matches!(self.state, State::Skipping(_))
     }
 
+    /// Whether the next byte starts an event, whatever it is: neither a byte order mark nor the rest of a line end can
+    /// come any more.
+    pub fn is_clean(&self) -> bool {
+        self.held.is_empty() && self.state == State::Open && !self.after_cr
+    }
+
     /// Bytes of the event that has begun and not ended: what a reader has no use for yet. 0 in an event above the limit.
     pub fn pending(&self) -> usize {
         self.held.len()

@@ -1,5 +1,7 @@
 //! [`StreamMeter`]: what a passing stream says about itself.
 
+use std::ops::Range;
+
 use super::{Choice, Counts, Facts, Finish, Usage, tells_its_end};
 use crate::protocol::{
     endpoint::{Dialect, Endpoint},
@@ -16,6 +18,20 @@ use crate::protocol::{
 pub struct StreamMeter {
     framing: Framing,
     state: State,
+}
+
+/// Bytes that are one event, like the one before around its text and the ids of its tokens. Who knows one such event
+/// need not compare the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alike {
+    /// Another number for another event around the text.
+    pub around: u32,
+    /// Of the event.
+    pub length: usize,
+    /// The text, as the inside of a literal without escapes.
+    pub text: (usize, usize),
+    /// The inside of the array of ids, where there is one.
+    pub ids: Option<(usize, usize)>,
 }
 
 #[derive(Debug)]
@@ -67,14 +83,22 @@ impl StreamMeter {
         Self { framing, state }
     }
 
-    /// Takes the next bytes.
+    /// Takes the next bytes. Tells when they are an event like the one before.
     #[inline]
-    pub fn push(&mut self, chunk: &[u8]) {
+    pub fn push(&mut self, chunk: &[u8]) -> Option<Alike> {
         let state = &mut self.state;
         match &mut self.framing {
-            Framing::Sse(scanner) => scanner.push(chunk, |event| state.event(event)),
+            Framing::Sse(scanner) => {
+                if scanner.is_clean()
+                    && let Some(alike) = state.alone(chunk)
+                {
+                    return Some(alike);
+                }
+                scanner.push(chunk, |event| state.event(event));
+            }
             Framing::Lines(lines) => lines.push(chunk, |line| state.data(line)),
         }
+        None
     }
 
     /// Tokens so far, as the stream counts them: zeros until it says.
@@ -180,11 +204,26 @@ impl State {
         }
     }
 
+    /// One event without a name, as most engines write it.
+    #[inline]
+    fn alone(&mut self, chunk: &[u8]) -> Option<Alike> {
+        const BEFORE: &[u8] = b"data: ";
+        if self.dialect != Dialect::OpenAi {
+            return None;
+        }
+        let data = chunk.strip_prefix(BEFORE)?.strip_suffix(b"\n\n")?;
+        let (text, ids) = self.template.find(data)?;
+        self.events += 1;
+        self.tokens += u64::from(!text.is_empty());
+        let shift = |range: Range<usize>| (range.start + BEFORE.len(), range.end + BEFORE.len());
+        Some(Alike { around: self.template.version, length: chunk.len(), text: shift(text), ids: ids.map(shift) })
+    }
+
     #[inline]
     fn data(&mut self, data: &[u8]) {
         self.events += 1;
-        if let Some(token) = self.template.matches(data) {
-            self.tokens += u64::from(token);
+        if let Some((text, _)) = self.template.find(data) {
+            self.tokens += u64::from(!text.is_empty());
         } else {
             self.parse(data);
         }
@@ -258,33 +297,42 @@ struct Template {
     prefix: usize,
     /// Where in `bytes`, behind the text, the inside of an array of ids was taken out.
     ids: Option<usize>,
+    /// Another one whenever it was learnt anew.
+    version: u32,
 }
 
 impl Template {
     /// Larger events are not kept: comparing them is no gain.
     const MAX: usize = 4 << 10;
 
-    /// Whether `data` is the template with another string, and if so, whether that string has anything in it. Strings
-    /// with a quote or an escape in them do not match: what they say is for the parser.
+    /// The text in `data`, and the ids, if it is the template around them. Strings with a quote, an escape or a control
+    /// character in them do not match: what they say is for the parser.
     #[inline]
-    fn matches(&self, data: &[u8]) -> Option<bool> {
+    fn find(&self, data: &[u8]) -> Option<(Range<usize>, Option<Range<usize>>)> {
         if self.bytes.is_empty() || data.len() < self.bytes.len() {
             return None;
         }
         let (prefix, suffix) = self.bytes.split_at(self.prefix);
         let rest = data.strip_prefix(prefix)?;
-        let text = match self.ids {
-            None => rest.strip_suffix(suffix)?,
-            Some(at) => without_ids(rest, suffix.split_at(at - self.prefix))?,
+        let (text, ids) = match self.ids {
+            None => (rest.strip_suffix(suffix)?, None),
+            Some(at) => {
+                let (middle, end) = suffix.split_at(at - self.prefix);
+                let text = without_ids(rest, (middle, end))?;
+                let start = prefix.len() + text.len() + middle.len();
+                (text, Some(start..data.len() - end.len()))
+            }
         };
-        let plain = text.iter().all(|&b| b != b'"' && b != b'\\');
-        plain.then_some(!text.is_empty())
+        let plain = text.iter().all(|&b| b >= 0x20 && b != b'"' && b != b'\\');
+        plain.then_some((prefix.len()..prefix.len() + text.len(), ids))
     }
 
-    fn learn(&mut self, data: &[u8], text: std::ops::Range<usize>) {
-        if data.len() > Self::MAX {
+    fn learn(&mut self, data: &[u8], text: Range<usize>) {
+        // An event of several lines is not the bytes that came.
+        if data.len() > Self::MAX || data.contains(&b'\n') {
             return;
         }
+        self.version = self.version.wrapping_add(1);
         self.bytes.clear();
         self.bytes.extend_from_slice(&data[..text.start]);
         self.prefix = text.start;
@@ -298,7 +346,7 @@ impl Template {
 }
 
 /// The inside of the one array of `token_ids` (vLLM, SGLang), which differs from event to event as the text does.
-fn token_ids(data: &[u8]) -> Option<std::ops::Range<usize>> {
+fn token_ids(data: &[u8]) -> Option<Range<usize>> {
     const NAME: &[u8] = b"\"token_ids\":[";
     let start = memchr::memmem::find(data, NAME)? + NAME.len();
     let length = data[start..].iter().position(|byte| !is_of_ids(*byte))?;

@@ -17,7 +17,7 @@ mod meter;
 #[cfg(test)]
 mod tests;
 
-pub use meter::StreamMeter;
+pub use meter::{Alike, StreamMeter};
 
 /// Tokens of one answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -17,7 +17,9 @@ struct Says {
 
 fn meter(endpoint: Endpoint, dialect: Dialect, chunks: &[&[u8]]) -> StreamMeter {
     let mut meter = StreamMeter::new(endpoint, dialect);
-    chunks.iter().for_each(|chunk| meter.push(chunk));
+    for chunk in chunks {
+        meter.push(chunk);
+    }
     meter
 }
 

@@ -128,7 +128,7 @@ where
             return self.first_data(data);
         }
         let passed = match &mut self.splice {
-            None => self.tap.push(data),
+            None => self.tap.push(data, self.call.record.alike.take()),
             Some(splice) => splice.push(&data, &mut self.tap),
         };
         self.account();

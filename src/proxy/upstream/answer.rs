@@ -232,13 +232,15 @@ impl Guarded {
         record.last_byte.set(Some(now));
         self.backend.note_bytes();
         self.watch.silence.heard(self.between);
-        if let Some(meter) = &mut self.meter {
-            meter.push(&data);
-        }
+        let alike = self.meter.as_mut().and_then(|meter| meter.push(&data));
         if self.learn {
             self.learn_id(&data);
         }
+        // One whole event, and nothing before it: it goes on as it is.
+        let alone = alike.is_some() && self.hold.as_ref().is_some_and(HoldBack::is_empty);
+        self.call.record.alike.set(alike.filter(|_| alone && self.renamer.is_none()));
         let data = match &mut self.hold {
+            Some(_) if alone => data,
             Some(hold) => hold.push(data),
             None => self.gather.push(data),
         };

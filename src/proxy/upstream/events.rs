@@ -75,6 +75,11 @@ impl HoldBack {
         self.bounded(ready)
     }
 
+    /// Whether nothing is held.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// What is left when the stream ended cleanly.
     pub(super) fn rest(&mut self) -> Bytes {
         std::mem::take(&mut self.held).freeze()

@@ -408,7 +408,7 @@ impl Case {
         let share = cuts.next().copied().unwrap_or(1.0);
         let came = (share * events.len() as f64) as usize;
         for piece in events[..came].chunks(size) {
-            let passed = tap.push(Bytes::from(piece.concat()));
+            let passed = tap.push(Bytes::from(piece.concat()), None);
             out.extend_from_slice(&passed.data);
             if passed.seen == Seen::Ended {
                 return (client(self.endpoint, &out), out);
@@ -536,7 +536,7 @@ proptest! {
         let mut tap = Tap::new(case.endpoint, true);
         let events = case.answer(Kind::Vllm, true).stream(case.endpoint);
         let came = ((case.cuts[0] * events.len() as f64) as usize).min(case.tokens.len());
-        let mut out = tap.push(Bytes::from(events[..came].concat())).data.to_vec();
+        let mut out = tap.push(Bytes::from(events[..came].concat()), None).data.to_vec();
         for share in [Some(further), None] {
             let known = tap.delivered().ids().unwrap().all.len();
             let kept = (kept * known as f64) as usize;
@@ -580,7 +580,7 @@ fn open(endpoint: Endpoint, text: &str) -> (Tap, Vec<u8>) {
         _ => 4,
     };
     let mut tap = Tap::new(endpoint, false);
-    let data = tap.push(answer.stream(endpoint)[..opening + count].concat().into()).data.to_vec();
+    let data = tap.push(answer.stream(endpoint)[..opening + count].concat().into(), None).data.to_vec();
     (tap, data)
 }
 
@@ -824,10 +824,10 @@ fn real_streams_go_on_from_any_event() {
         let stream = std::fs::read_to_string(path).unwrap();
         let events: Vec<_> = stream.split_inclusive("\n\n").filter(|event| !event.trim().is_empty()).collect();
         let mut whole = Tap::new(endpoint, false);
-        whole.push(stream.clone().into());
+        whole.push(stream.clone().into(), None);
         for came in 0..events.len() {
             let mut tap = Tap::new(endpoint, false);
-            let mut out = tap.push(events[..came].concat().into()).data.to_vec();
+            let mut out = tap.push(events[..came].concat().into(), None).data.to_vec();
             let text = whole.delivered().text();
             let rest = text.strip_prefix(&tap.delivered().text()).unwrap();
             let reason = whole.delivered().finish().unwrap().name();
@@ -837,7 +837,7 @@ fn real_streams_go_on_from_any_event() {
             assert_eq!(passed.seen, Seen::Ended, "{name} {came}");
             out.extend_from_slice(&passed.data);
             let mut read = Tap::new(endpoint, false);
-            assert_eq!(read.push(out.into()).seen, Seen::Ended, "{name} {came}");
+            assert_eq!(read.push(out.into(), None).seen, Seen::Ended, "{name} {came}");
             assert_eq!(read.delivered().text(), text, "{name} {came}");
             assert_eq!(read.delivered().finish(), whole.delivered().finish(), "{name} {came}");
         }

@@ -88,6 +88,7 @@ impl Tap {
             cut = Cut { before: inside.start - gone.start, behind: gone.end - inside.end, null: self.nulls };
             holes.push((Hole::Ids, shift(inside)));
         }
+        self.known = None;
         self.template.learn(&rest[..frame.end], &mut holes, cut);
     }
 
@@ -274,6 +275,7 @@ impl Tap {
         if let Some((number, _)) = &named.sequence {
             holes.push((Hole::Number, number.start + from..number.end + from));
         }
+        self.known = None;
         self.template.learn(&rest[..frame.end], &mut holes, Cut::default());
     }
 }

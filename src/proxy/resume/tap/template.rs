@@ -95,7 +95,7 @@ impl Template {
                 }
                 Hole::Ids => {
                     let length = read_ids(inside, ids)?;
-                    found.drop = Some(at - self.cut.before..at + length + self.cut.behind);
+                    found.drop = Some(self.gone(at..at + length));
                     length
                 }
             };
@@ -114,6 +114,11 @@ impl Template {
         // Where it has escapes or ends early, the longer way looks.
         let plain = text.iter().all(|byte| *byte >= 0x20 && *byte != b'"' && *byte != b'\\');
         plain.then_some(at..at + text.len())
+    }
+
+    /// What is taken out around these ids.
+    pub(super) fn gone(&self, ids: Range<usize>) -> Range<usize> {
+        ids.start - self.cut.before..ids.end + self.cut.behind
     }
 
     /// What stands for the part that is taken out.
