@@ -376,6 +376,21 @@ where
         }
     }
 
+    /// Whether `frame` is the stream's next ordinary event: it was taken down, and goes on as it is.
+    #[inline(always)]
+    fn is_ordinary(&mut self, frame: &Frame<Bytes>) -> bool {
+        if !self.begun || self.seam.is_some() || self.splice.is_some() {
+            return false;
+        }
+        let (Some(alike), Some(data)) = (self.call.record.alike.get(), frame.data_ref()) else { return false };
+        let Some(grown) = self.tap.known(data, alike) else { return false };
+        if grown {
+            self.account();
+        }
+        self.seat.said(self.tap.delivered().chunks());
+        true
+    }
+
     /// A frame came; gives what goes on.
     #[inline]
     fn frame(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
@@ -387,6 +402,17 @@ where
             // Trailers of a continuation are not this answer's.
             Err(trailers) => self.splice.is_none().then_some(trailers),
         }
+    }
+
+    /// Anything but an ordinary event, or the end.
+    fn came(&mut self, polled: Polled) -> Option<Frame<Bytes>> {
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => return self.frame(frame),
+            Poll::Ready(Some(Err(error))) => self.ended(Some(error)),
+            Poll::Ready(None) => self.ended(None),
+            Poll::Pending => {}
+        }
+        None
     }
 
     /// The body has ended, or failed.
@@ -435,19 +461,18 @@ where
             match &mut this.state {
                 State::Ended => return Poll::Ready(None),
                 State::Reading(_) if this.seat.is_called() => this.obey(),
-                State::Reading(body) => match Pin::new(body).poll_frame(cx) {
-                    Poll::Pending => {
-                        this.seat.waits(cx.waker());
-                        return Poll::Pending;
+                State::Reading(body) => {
+                    let polled = Pin::new(body).poll_frame(cx);
+                    match &polled {
+                        Poll::Pending => this.seat.waits(cx.waker()),
+                        Poll::Ready(Some(Ok(frame))) if this.is_ordinary(frame) => {}
+                        Poll::Ready(_) => match this.came(polled) {
+                            Some(frame) => return Poll::Ready(Some(Ok(frame))),
+                            None => continue,
+                        },
                     }
-                    Poll::Ready(Some(Ok(frame))) => {
-                        if let Some(frame) = this.frame(frame) {
-                            return Poll::Ready(Some(Ok(frame)));
-                        }
-                    }
-                    Poll::Ready(Some(Err(error))) => this.ended(Some(error)),
-                    Poll::Ready(None) => this.ended(None),
-                },
+                    return polled;
+                }
                 State::Going(going) => {
                     let Poll::Ready(outcome) = going.next.as_mut().poll(cx) else { return Poll::Pending };
                     let State::Going(going) = mem::replace(&mut this.state, State::Ended) else { continue };

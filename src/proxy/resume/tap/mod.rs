@@ -204,6 +204,25 @@ impl Tap {
         Passed { data: edits.finish(data, end), seen: self.over.clone().unwrap_or(Seen::Going) }
     }
 
+    /// Takes down an event that upstream compared, where it goes on as it is; whether it took memory. `None`: it is for
+    /// [`push`](Self::push).
+    #[inline(always)]
+    pub fn known(&mut self, data: &[u8], alike: Alike) -> Option<bool> {
+        let known = self.known == Some(alike.around) && alike.length == data.len() && alike.ids.is_none();
+        if !known || self.over.is_some() || !self.is_between() {
+            return None;
+        }
+        let before = self.delivered.held();
+        self.delivered.record(&data[alike.text.0..alike.text.1], &[]);
+        Some(self.delivered.held() != before)
+    }
+
+    /// Nothing is held back, and nothing is missing.
+    #[inline(always)]
+    fn is_between(&self) -> bool {
+        self.begun && !self.waits && self.broken.is_none() && self.pending.is_empty()
+    }
+
     /// What the client has.
     pub fn delivered(&self) -> &Delivered {
         &self.delivered
@@ -274,14 +293,15 @@ impl Tap {
     /// A read that is one event like the one before, as nearly all are; `Err` when it is not.
     #[inline(always)]
     fn alone(&mut self, data: Bytes, alike: Option<Alike>) -> Result<Bytes, Bytes> {
-        if self.waits || !self.begun || self.broken.is_some() || !self.pending.is_empty() {
+        if !self.is_between() {
             return Err(data);
         }
         let alike = alike.filter(|alike| alike.length == data.len());
         if let Some(alike) = alike
             && self.known == Some(alike.around)
+            && let Some(ids) = alike.ids
         {
-            return self.known_event(data, alike);
+            return self.with_ids(data, alike.text, ids);
         }
         if let Some(text) = self.template.text(&data) {
             self.known = alike.filter(|alike| alike.text == (text.start, text.end) && alike.ids.is_none()).map(around);
@@ -306,18 +326,13 @@ impl Tap {
         })
     }
 
-    /// One that upstream compared.
+    /// One that upstream compared, ids and all.
     #[inline(always)]
-    fn known_event(&mut self, data: Bytes, alike: Alike) -> Result<Bytes, Bytes> {
-        let text = alike.text.0..alike.text.1;
-        let Some((start, end)) = alike.ids else {
-            self.delivered.record(&data[text], &[]);
-            return Ok(data);
-        };
+    fn with_ids(&mut self, data: Bytes, text: (usize, usize), (start, end): (usize, usize)) -> Result<Bytes, Bytes> {
         if read_ids(&data[start..], &mut self.scratch) != Some(end - start) {
             return Err(data);
         }
-        self.delivered.record(&data[text], &self.scratch);
+        self.delivered.record(&data[text.0..text.1], &self.scratch);
         let drop = self.template.gone(start..end);
         Ok(self.without(&data, drop))
     }
