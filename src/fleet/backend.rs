@@ -406,7 +406,7 @@ impl Backend {
     pub(super) fn stand(&self) -> Stand {
         let goes = self.at(self.core.goes_at.load(Relaxed));
         let zone = self.spec.zone.as_ref().filter(|_| self.spec.capacity == config::Capacity::Spot);
-        Stand { goes, able: self.machine(Machine::is_able), models: self.models().clone(), spot_of: zone.cloned() }
+        Stand { goes, able: self.machine(Machine::is_proven), models: self.models().clone(), spot_of: zone.cloned() }
     }
 
     /// Has its notice acted on, or not. Under the lock of the members: the snapshot is made by the caller, and what

@@ -119,10 +119,15 @@ impl Machine {
     }
 
     /// Whether it would, were it not for its notice.
-    pub(super) fn is_able(&self) -> bool {
+    fn is_able(&self) -> bool {
         self.drain.is_none()
             && matches!(self.condition, Condition::Unknown | Condition::Healthy)
             && self.breaker.is_closed()
+    }
+
+    /// Whether it would, and is known to work.
+    pub(super) fn is_proven(&self) -> bool {
+        self.is_able() && self.condition == Condition::Healthy
     }
 
     /// Whether a success has nothing to change here: the hot path then takes no lock.

@@ -101,7 +101,7 @@ pub(super) struct Held {
 pub(super) struct Stand {
     /// When its machine goes, if it does.
     pub(super) goes: Option<Instant>,
-    /// It would get calls, were it not for its notice.
+    /// It would get calls, were it not for its notice, and has answered before: one that never did covers nobody.
     pub(super) able: bool,
     pub(super) models: Arc<Models>,
     /// Its zone, when it is a spot machine of one.
@@ -211,7 +211,7 @@ impl Held {
         let news = self.is_news(now, notice);
         self.heard = now;
         if news {
-            *self = Self { since: self.since, ..Self::new(now, notice) };
+            *self = Self { since: self.since, was_out: self.was_out, ..Self::new(now, notice) };
         }
         news
     }
@@ -237,6 +237,8 @@ impl Held {
             (Some(_), None) => false,
             // It says it again, and still not when.
             (Some(_), Some(_)) if notice.at.is_none() => false,
+            // Its time has passed: whoever goes on telling it tells the same.
+            (Some(old), Some(new)) if new <= now && old <= now + SAME && notice.action == self.action => false,
             (Some(old), Some(new)) => {
                 let same = self.source == notice.source;
                 old > new + SAME || same && (new > old + SAME || notice.action != self.action)

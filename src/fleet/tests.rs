@@ -271,8 +271,14 @@ fn notice(action: Action, seconds: u64) -> Notice {
     Notice { action, at: Some(Instant::now() + Duration::from_secs(seconds)), source: "test".into() }
 }
 
+/// Two that have answered.
 fn two() -> Arc<Fleet> {
-    Fleet::new(&config([serving("a", &["m"]), serving("b", &["m"])]))
+    proven(Fleet::new(&config([serving("a", &["m"]), serving("b", &["m"])])))
+}
+
+fn proven(fleet: Arc<Fleet>) -> Arc<Fleet> {
+    fleet.snapshot().backends.iter().for_each(|backend| backend.probe_passed(1));
+    fleet
 }
 
 fn hinted(fleet: &Fleet) -> Vec<String> {
@@ -297,7 +303,7 @@ async fn a_machine_that_goes_gets_nothing_new_until_the_notice_is_taken_back() {
     assert_eq!(events.try_recv().unwrap().change, Change::Interruption { action: Action::Terminate, left });
     assert_eq!(
         events.try_recv().unwrap().to_string(),
-        "backend a is draining, was unknown: its machine goes (terminate), says test"
+        "backend a is draining, was healthy: its machine goes (terminate), says test"
     );
 
     changes.mark_unchanged();
@@ -331,6 +337,32 @@ async fn the_last_of_a_model_stays_until_there_is_another() {
     a.probe_failed(1, "no answer");
     assert_eq!((usable(&fleet), b.leaves_at()), (vec!["b".to_owned()], None), "and now it may not");
     assert!(changes.has_changed().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_never_answered_stands_in_for_nobody() {
+    let fleet = Fleet::new(&config([serving("a", &["m"]), serving("b", &["m"])]));
+    assert_eq!(fleet.interrupt("a", notice(Action::Terminate, 120)), Ok(Interrupted::Last));
+    named(&fleet, "b").probe_passed(1);
+    assert_eq!(usable(&fleet), ["b"], "now it does");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_notice_whose_time_has_passed_is_no_news_each_time_it_is_said() {
+    let fleet = two();
+    let by = |seconds: u64, source: &str| Notice { source: source.into(), ..notice(Action::Terminate, seconds) };
+    assert_eq!(fleet.interrupt("a", by(10, "aws")), Ok(Interrupted::Draining));
+    for _ in 0..3 {
+        advance(Duration::from_secs(15)).await;
+        // A time that is over is told as now.
+        assert_eq!(fleet.interrupt("a", by(0, "aws")), Ok(Interrupted::Known));
+    }
+    let a = named(&fleet, "a");
+    a.probe_failed(1, "no answer");
+    assert_eq!(fleet.interrupt("a", by(30, "aws")), Ok(Interrupted::Draining), "another time is");
+    advance(Duration::from_secs(31)).await;
+    a.probe_passed(1);
+    assert_eq!(a.notice(), None, "it was out when the newer one came, and came back after it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -399,13 +431,13 @@ async fn when_a_zone_goes_its_other_spot_machines_are_the_second_choice() {
         capacity,
         ..serving(name, &["m"])
     };
-    let fleet = Fleet::new(&config([
+    let fleet = proven(Fleet::new(&config([
         spot("a1", "a", Capacity::Spot),
         spot("a2", "a", Capacity::Spot),
         spot("a3", "a", Capacity::Spot),
         spot("base", "a", Capacity::OnDemand),
         spot("b1", "b", Capacity::Spot),
-    ]));
+    ])));
     let mut events = fleet.subscribe();
     fleet.interrupt("a1", notice(Action::Terminate, 120)).unwrap();
     assert_eq!(hinted(&fleet), Vec::<String>::new());

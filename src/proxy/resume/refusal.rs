@@ -49,8 +49,9 @@ refusals! {
     Logprobs => "logprobs", "log probabilities are asked for";
     /// Sampling counts the tokens of the output, of which a continuation knows nothing.
     Penalties => "penalties", "its sampling counts the tokens of the output";
-    /// Stop strings that are shown, or patterns: they cannot be found across the seam.
-    Stops => "stops", "its stop strings are patterns or part of the output";
+    /// Stop strings that are shown, or patterns: they cannot be found across the seam. Or so many, or so long, that it
+    /// would take long.
+    Stops => "stops", "its stop strings are patterns, part of the output, or too many";
     /// The client reads token ids itself.
     TokenIds => "token-ids", "the client reads token ids itself";
     /// gpt-oss's format, whose channels are no plain text.

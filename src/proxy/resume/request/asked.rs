@@ -8,6 +8,9 @@ use crate::protocol::{
 
 /// Members of a body that are looked at. The largest model of an engine has about 70.
 const MOST_MEMBERS: usize = 512;
+/// Stop strings that are looked for across a seam, and the bytes of one.
+const MOST_STOPS: usize = 256;
+const LONGEST_STOP: usize = 4 << 10;
 
 /// What a body says.
 #[derive(Clone, Debug, Default)]
@@ -103,7 +106,9 @@ impl Asked {
 
     /// What only the whole tells.
     fn refuses(&self, endpoint: Endpoint) -> Option<Refusal> {
-        if self.shows_stops && !self.stops.is_empty() {
+        let beyond = |stop: &String| stop.len() > LONGEST_STOP;
+        if self.shows_stops && !self.stops.is_empty() || self.stops.len() > MOST_STOPS || self.stops.iter().any(beyond)
+        {
             return Some(Refusal::Stops);
         }
         let empty = match endpoint {

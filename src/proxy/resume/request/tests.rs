@@ -639,3 +639,16 @@ proptest! {
         }
     }
 }
+
+/// What is looked for across a seam is bounded, in number and length.
+#[test]
+fn too_many_stop_strings_or_too_long_ones() {
+    let read = |stops: Vec<String>| {
+        let body = serde_json::json!({"messages": [{"role": "user", "content": "x"}], "stop": stops});
+        Request::read(Endpoint::Chat, &Bytes::from(body.to_string())).map(|_| ())
+    };
+    assert_eq!(read(vec!["\n".to_owned(); 256]), Ok(()));
+    assert_eq!(read(vec!["\n".to_owned(); 257]), Err(Refusal::Stops));
+    assert_eq!(read(vec!["x".repeat(4096)]), Ok(()));
+    assert_eq!(read(vec!["x".repeat(4097)]), Err(Refusal::Stops));
+}
