@@ -75,7 +75,8 @@ fn cache(shared: &Shared, sink: &mut Sink) {
 fn fleet(shared: &Shared, sink: &mut Sink) {
     notices(shared, sink);
     let clock = Instant::now();
-    for backend in &shared.fleet.snapshot().backends {
+    let snapshot = shared.fleet.snapshot();
+    for backend in &snapshot.backends {
         let name = ("backend", &**backend.name());
         let now = backend.health().state;
         for state in STATES {
@@ -90,9 +91,24 @@ fn fleet(shared: &Shared, sink: &mut Sink) {
         let outcomes = [("answered", &totals.answered), ("failed", &totals.failed), ("full", &totals.full)];
         let worked = totals.worked.load(Relaxed) as f64 / 1e6;
         sink.set(Name::BackendSeconds, &[name, ("capacity", backend.spec.capacity.name())], worked);
+        let zone = backend.spec.zone.as_deref();
+        let hop = hop(snapshot.zone.as_deref(), zone);
+        for (direction, bytes) in [("sent", &totals.sent), ("received", &totals.received)] {
+            let labels = [name, ("zone", zone.unwrap_or_default()), ("hop", hop), ("direction", direction)];
+            sink.set(Name::BackendBytes, &labels, count(bytes));
+        }
         for (outcome, counter) in outcomes {
             sink.set(Name::BackendRequests, &[name, ("outcome", outcome)], count(counter));
         }
+    }
+}
+
+/// Whether bytes between this gateway and a backend leave their zone.
+fn hop(own: Option<&str>, theirs: Option<&str>) -> &'static str {
+    match (own, theirs) {
+        (Some(own), Some(theirs)) if own == theirs => "same",
+        (Some(_), Some(_)) => "cross",
+        _ => "unknown",
     }
 }
 

@@ -77,6 +77,10 @@ pub struct Totals {
     pub full: AtomicU64,
     /// Microseconds that answers took, from the request to the last byte, added up.
     pub worked: AtomicU64,
+    /// Bytes of request bodies that went to it.
+    pub sent: AtomicU64,
+    /// Bytes of answer bodies that came from it.
+    pub received: AtomicU64,
 }
 
 /// How one attempt went. Told by `upstream`, once or (answered, then cut) twice.
@@ -307,9 +311,15 @@ impl Backend {
         }
     }
 
-    /// An answer took so long.
-    pub fn worked(&self, time: Duration) {
+    /// An answer took so long, and had so many bytes.
+    pub fn worked(&self, time: Duration, received: u64) {
         self.core.totals.worked.fetch_add(u64::try_from(time.as_micros()).unwrap_or_default(), Relaxed);
+        self.core.totals.received.fetch_add(received, Relaxed);
+    }
+
+    /// A request with a body of so many bytes went to it.
+    pub fn sent(&self, bytes: u64) {
+        self.core.totals.sent.fetch_add(bytes, Relaxed);
     }
 
     /// A piece of an answer came: whoever waits for a sign of life sees it.

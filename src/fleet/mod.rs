@@ -232,7 +232,7 @@ impl Hub {
             let members = lock(&self.members);
             let parted = settle(&members.backends);
             let before = self.snapshot.load();
-            let snapshot = Snapshot::build(members.backends.clone(), members.zone.as_deref(), &before);
+            let snapshot = Snapshot::build(members.backends.clone(), members.zone.as_ref(), &before);
             self.snapshot.store(Arc::new(snapshot));
             parted
         };

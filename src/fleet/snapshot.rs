@@ -17,6 +17,8 @@ use crate::{config::Capacity, runtime::hash::Quick};
 pub struct Snapshot {
     /// In the order of the configuration.
     pub backends: Vec<Arc<Backend>>,
+    /// Where this gateway runs.
+    pub zone: Option<Arc<str>>,
     by_name: HashMap<Arc<str>, Arc<Backend>>,
     by_model: HashMap<Arc<str>, Pools, Quick>,
     /// For calls that name no model.
@@ -65,7 +67,8 @@ pub struct Pool {
 // === impl Snapshot ===
 
 impl Snapshot {
-    pub(super) fn build(backends: Vec<Arc<Backend>>, zone: Option<&str>, before: &Self) -> Self {
+    pub(super) fn build(backends: Vec<Arc<Backend>>, own: Option<&Arc<str>>, before: &Self) -> Self {
+        let zone = own.map(|zone| &**zone);
         let mut snapshot = Self { known: true, ..Self::default() };
         snapshot.any.lean = Arc::clone(&before.any.lean);
         snapshot.unlisted.lean = Arc::clone(&before.unlisted.lean);
@@ -102,6 +105,7 @@ impl Snapshot {
         by_model.values_mut().chain([any, unlisted]).for_each(|pools| pools.fall_back(zone));
         snapshot.names = names;
         snapshot.backends = backends;
+        snapshot.zone = own.cloned();
         snapshot
     }
 

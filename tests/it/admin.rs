@@ -23,6 +23,31 @@ fn probes_metrics_and_the_reason_why_a_backend_is_out() {
 }
 
 #[test]
+fn bytes_that_leave_the_zone_are_told_apart() {
+    let (near, far) = (sim(|_| {}), sim(|_| {}));
+    let gate = Gateway::with_config(&format!(
+        "zone: a\nbackends:\n  - {{name: near, url: 'http://{}', zone: a, models: [sim]}}\n  - {{name: far, url: 'http://{}', zone: b, models: [far]}}\n",
+        near.addr(),
+        far.addr()
+    ))
+    .healthy();
+    let body = |model: &str| format!(r#"{{"model":"{model}","prompt":"p","max_tokens":4}}"#);
+    let ask = |model: &str| gate.post("/v1/completions", &body(model));
+    let length = body("sim").len() as f64;
+    let bytes = |backend: &str, zone: &str, hop: &str, direction: &str| {
+        let labels = format!("backend=\"{backend}\",zone=\"{zone}\",hop=\"{hop}\",direction=\"{direction}\"");
+        gate.metric(&format!("sluicegate_backend_bytes_total{{{labels}}}"))
+    };
+    let answer = ask("sim");
+    assert_eq!(bytes("near", "a", "same", "sent"), length);
+    assert_eq!(bytes("near", "a", "same", "received"), answer.body.len() as f64);
+    assert_eq!((bytes("far", "b", "cross", "sent"), bytes("far", "b", "cross", "received")), (0.0, 0.0));
+    let answer = ask("far");
+    assert_eq!((bytes("far", "b", "cross", "sent"), bytes("near", "a", "same", "sent")), (length, length));
+    assert_eq!(bytes("far", "b", "cross", "received"), answer.body.len() as f64);
+}
+
+#[test]
 fn a_backend_is_drained_and_put_back() {
     let (a, b) = (sim(|_| {}), sim(|_| {}));
     let gate = Gateway::new(&[&a, &b], "debug_headers: true\n").healthy();

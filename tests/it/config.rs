@@ -92,7 +92,9 @@ fn every_committed_configuration_loads() {
             }
             let copy = folder.file(path.file_name().unwrap().to_str().unwrap(), &text);
             let loaded = config::load(Some(&copy), &env, &Flags::default());
-            let problems = loaded.as_ref().map_or_else(|p| p.clone(), Loaded::problems);
+            let mut problems = loaded.as_ref().map_or_else(|p| p.clone(), Loaded::problems);
+            // A fleet over several zones is meant so; that it costs is still said.
+            problems.retain(|problem| !problem.reason.contains("are charged for"));
             assert_eq!(config::render(&problems, Format::Human), "", "{}", path.display());
             seen += 1;
         }

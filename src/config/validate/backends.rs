@@ -88,6 +88,37 @@ impl Validator<'_> {
         })
     }
 
+    /// Bytes that leave a zone are charged for: is it known which do?
+    pub(super) fn zones(&mut self, own: Option<&str>, backends: &[Arc<Backend>]) {
+        let first = backends.iter().find_map(|backend| backend.zone.as_deref());
+        let several = backends.iter().filter_map(|backend| backend.zone.as_deref()).any(|zone| Some(zone) != first);
+        match own {
+            None if several => self.warn(
+                "backends",
+                "they are in several zones, and it is not known in which this gateway runs",
+                "set `zone`, so that its own is preferred and bytes that leave it are counted",
+            ),
+            None => {}
+            Some(own) => {
+                for (i, backend) in backends.iter().enumerate() {
+                    match backend.zone.as_deref() {
+                        Some(zone) if zone != own => self.warn(
+                            &format!("backends[{i}].zone"),
+                            format!("bytes between `{zone}` and this gateway's `{own}` are charged for by most clouds"),
+                            "it gets calls when the backends of the own zone have no room",
+                        ),
+                        None if first.is_some() => self.warn(
+                            &format!("backends[{i}]"),
+                            "no `zone`, where others have one",
+                            "name it, so that its bytes are counted where they belong",
+                        ),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
     /// Paths of clients begin with `/v1` themselves: the commonest mistake of all.
     fn base_path(&mut self, path: &str, url: &BackendUrl) {
         if let Some(before) = url.base_path.strip_suffix("/v1") {

@@ -79,6 +79,7 @@ pub(super) fn validate(written: &FileConfig, source: &Source) -> Checked {
         log: log(&written.log),
         listen,
     };
+    v.zones(config.zone.as_deref(), &config.backends);
     v.shared_keys(&config.cache, &config.backends, written.auth.is_some());
     v.later(written);
     Checked { config, problems: v.problems, files: v.files }

@@ -61,7 +61,7 @@ pub(super) fn guard(
     let framing = Framing::of(content_type).filter(|_| plain);
     let body = std::mem::replace(response.body_mut(), Body::empty());
     if body.is_end_stream() || framing.is_none() && body.as_whole().is_some() {
-        backend.worked(seen.head - seen.sent);
+        backend.worked(seen.head - seen.sent, body.as_whole().map_or(0, |whole| whole.len() as u64));
         if !seen.told {
             backend.report_at(seen.head, Outcome::Answered { ttft: None });
         }
@@ -99,6 +99,7 @@ pub(super) fn guard(
         learn: call.endpoint == Endpoint::Responses && status == StatusCode::OK,
         good,
         seen,
+        received: 0,
         between: stage.timeouts.between_bytes,
         state: State::Running,
         stage,
@@ -196,6 +197,8 @@ struct Guarded {
     /// 200, and readable.
     good: bool,
     seen: Seen,
+    /// Bytes so far.
+    received: u64,
     between: Duration,
     state: State,
     stage: Rc<Upstream>,
@@ -230,6 +233,7 @@ impl Guarded {
             }
         }
         record.last_byte.set(Some(now));
+        self.received += data.len() as u64;
         self.backend.note_bytes();
         self.watch.silence.heard(self.between);
         let alike = self.meter.as_mut().and_then(|meter| meter.push(&data));
@@ -354,7 +358,7 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        self.backend.worked(self.seen.sent.elapsed());
+        self.backend.worked(self.seen.sent.elapsed(), self.received);
     }
 }
 

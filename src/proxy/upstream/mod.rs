@@ -91,6 +91,7 @@ impl Upstream {
             repeatable: call.repeatable,
         };
         let mut watch = self.watch(&call, &backend, started);
+        let length = body.size_hint().exact();
         let (sent, stream) = if call.tunnel {
             // Boxed: rare, and every call would carry the room for it.
             split(watch.guard(Box::pin(self.client.upgrade(&target, head)).as_mut()).await)
@@ -103,6 +104,8 @@ impl Upstream {
         let mut response = self.reported(sent, &call, &backend).map_err(|error| at(error, &backend))?;
         record.head.set(Some(now));
         backend.note_bytes();
+        // What comes in pieces has mostly been read when it is answered.
+        backend.sent(length.unwrap_or_else(|| record.received.get()));
         if let Some(stream) = stream {
             backend.report(Outcome::Answered { ttft: None });
             return Ok(tunnel::join(response, stream, &call, permit));

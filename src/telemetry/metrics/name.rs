@@ -146,6 +146,8 @@ names! {
         "1 for the state a backend is in, 0 for the others.";
     BackendSeconds = Kind::Counter, Seconds, "backend_seconds_total" ["backend", "capacity"]
         "Time that tries at a backend took, added up, by what kind of machine it is: `spot` against `on_demand` is where the work was done.";
+    BackendBytes = Kind::Counter, Bytes, "backend_bytes_total" ["backend", "zone", "hop", "direction"]
+        "Bytes of request bodies `sent` to a backend and of answer bodies `received` from it, by its zone; `hop` says whether that is this gateway's own: `same`, `cross` (clouds charge for it), or `unknown`.";
     BackendInFlight = Kind::Gauge, Count, "backend_in_flight" ["backend"]
         "Tries under way at a backend.";
     BackendLeavesIn = Kind::Gauge, Seconds, "backend_leaves_in_seconds" ["backend"]
