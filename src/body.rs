@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 
 use crate::{
     error::{Error, Kind},
+    protocol::coding::Coding,
     runtime::{hush::Hush, pace::Pace, ticker::Ticker},
 };
 
@@ -33,16 +34,32 @@ pub trait Passing: HttpBody<Data = Bytes, Error = Error> {
     fn settled(&mut self) -> Option<Body>;
 }
 
+/// A whole body whose encoded forms are kept: who encodes it offers what came out, and the next need not.
+pub trait Representation {
+    /// The body in `coding`, if it is kept.
+    fn twin(&self, coding: Coding) -> Option<Bytes>;
+    /// `bytes` are the body in `coding`.
+    fn offer(&self, coding: Coding, bytes: &Bytes);
+}
+
 /// A streamed body that is not one of the plain forms.
 pub type Stream = Pin<Box<dyn HttpBody<Data = Bytes, Error = Error>>>;
 
 enum Form {
     Empty,
     Whole(Bytes),
+    /// Boxed as it is rare: a client that takes a coding, and an answer that is kept.
+    Kept(Box<Kept>),
     /// Boxed: every answer would carry the room for it.
     Upload(Box<Upload>),
     Stream(Stream),
     Passing(Box<dyn Passing + Unpin>),
+}
+
+/// A whole buffer that is kept.
+struct Kept {
+    bytes: Bytes,
+    representation: Rc<dyn Representation>,
 }
 
 /// The client's request body as the listener hands it over. It fails with [`Kind::RequestTimeout`] when, of
@@ -104,6 +121,11 @@ impl Body {
         if bytes.is_empty() { Self::empty() } else { Form::Whole(bytes).into() }
     }
 
+    /// One whole buffer, whose encoded forms are kept too.
+    pub fn kept(bytes: Bytes, representation: Rc<dyn Representation>) -> Self {
+        if bytes.is_empty() { Self::empty() } else { Form::Kept(Box::new(Kept { bytes, representation })).into() }
+    }
+
     /// The client's request body, from the listener or as hyper reads it.
     pub fn upload(upload: impl Into<Upload>) -> Self {
         let upload = upload.into();
@@ -135,6 +157,15 @@ impl Body {
     pub fn as_whole(&self) -> Option<&Bytes> {
         match &self.form {
             Form::Whole(bytes) => Some(bytes),
+            Form::Kept(kept) => Some(&kept.bytes),
+            _ => None,
+        }
+    }
+
+    /// Where encoded forms of it are kept.
+    pub fn representation(&self) -> Option<Rc<dyn Representation>> {
+        match &self.form {
+            Form::Kept(kept) => Some(Rc::clone(&kept.representation)),
             _ => None,
         }
     }
@@ -200,6 +231,11 @@ impl HttpBody for Body {
                 this.form = Form::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
+            Form::Kept(kept) => {
+                let bytes = mem::take(&mut kept.bytes);
+                this.form = Form::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
             Form::Upload(upload) => Pin::new(&mut **upload).poll_frame(cx),
             Form::Stream(stream) => stream.as_mut().poll_frame(cx),
             Form::Passing(stream) => {
@@ -240,7 +276,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.form {
             Form::Empty => true,
-            Form::Whole(_) => false,
+            Form::Whole(_) | Form::Kept(_) => false,
             Form::Upload(upload) => upload.is_end_stream(),
             Form::Stream(stream) => stream.is_end_stream(),
             Form::Passing(stream) => stream.is_end_stream(),
@@ -251,6 +287,7 @@ impl HttpBody for Body {
         match &self.form {
             Form::Empty => SizeHint::with_exact(0),
             Form::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Form::Kept(kept) => SizeHint::with_exact(kept.bytes.len() as u64),
             Form::Upload(upload) => upload.size_hint(),
             Form::Stream(stream) => stream.size_hint(),
             Form::Passing(stream) => stream.size_hint(),
@@ -393,7 +430,7 @@ impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.form {
             Form::Empty => "Body(empty)",
-            Form::Whole(_) => "Body(whole)",
+            Form::Whole(_) | Form::Kept(_) => "Body(whole)",
             Form::Upload(_) => "Body(upload)",
             Form::Stream(_) | Form::Passing(_) => "Body(stream)",
         })

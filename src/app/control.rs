@@ -185,6 +185,7 @@ impl Applier {
         shared.limit.set(super::connections(&new));
         shared.memory.set_limit(new.limits.body_memory);
         shared.cache.live.set_limit(new.cache.live_memory);
+        shared.encoders.set_limit(new.compression.memory);
         if let Some(log) = &self.log {
             log.set(level(new.log.level));
         }

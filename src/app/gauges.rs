@@ -39,6 +39,7 @@ fn process(shared: &Shared, sink: &mut Sink) {
     sink.set(Name::BuildInfo, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     sink.set(Name::QueueLength, &[], shared.queue.len() as f64);
     sink.set(Name::BodyMemory, &[], shared.memory.used() as f64);
+    sink.set(Name::CompressionMemory, &[], shared.encoders.used() as f64);
     sink.set(Name::CacheUnderWay, &[], shared.cache.under_way() as f64);
     sink.set(Name::CacheLive, &[], shared.cache.live.used() as f64);
     sink.set(Name::CacheSecondsSaved, &[], shared.cache.spared().as_secs_f64());

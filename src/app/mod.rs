@@ -36,6 +36,7 @@ use crate::{
             self as caching, Keys, SecondTier,
             remote::{Remote, Waiting},
         },
+        compress,
         headers::Via,
         memory::Memory,
         route,
@@ -107,6 +108,8 @@ struct Shared {
     config: Arc<ArcSwap<Config>>,
     limit: Limit,
     memory: Memory,
+    /// Memory of the encoders of answers.
+    encoders: compress::Budget,
     response_ids: ResponseIds,
     /// The second tier of the cache.
     remote: Option<Remote>,
@@ -201,6 +204,7 @@ impl App {
             drain: watched,
             limit: Limit::new(connections(&config)),
             memory: Memory::new(config.limits.body_memory),
+            encoders: compress::Budget::new(config.compression.memory),
             response_ids: ResponseIds::default(),
             remote,
             via: Via::new(&format!("{:08x}", seed as u32)),

@@ -18,6 +18,7 @@ use crate::{
     proxy::{
         EdgeService, Inbound,
         cache::{Cache, Counters as CacheCounters, form},
+        compress::{Compress, Pool},
         headers::Forwarded,
         local::Local,
         normalize::Settings,
@@ -47,6 +48,7 @@ struct Worker {
     /// Where news of shared answers arrive.
     desk: Rc<Desk>,
     cached: Rc<CacheCounters>,
+    encoders: Rc<Pool>,
     /// The streams under way.
     moves: Rc<Moves>,
     resumes: Rc<ResumeCounters>,
@@ -128,6 +130,8 @@ impl Worker {
         });
         let retries = retries(&table);
         let (desk, cached) = (Desk::new(), CacheCounters::new(table.clone()));
+        let encoders = Pool::new(shared.encoders.clone(), &table);
+        encoders.tidy(&ticker);
         let targets = Rc::default();
         let (moves, resumes, mute) = (Moves::new(), Rc::new(ResumeCounters::new(&table)), Rc::default());
         let client = RefCell::new((settings, client));
@@ -140,6 +144,7 @@ impl Worker {
             retries: &retries,
             desk: &desk,
             cached: &cached,
+            encoders: &encoders,
             moves: &moves,
             resumes: &resumes,
             mute: &mute,
@@ -156,6 +161,7 @@ impl Worker {
             retries,
             desk,
             cached,
+            encoders,
             moves,
             resumes,
             mute,
@@ -191,6 +197,7 @@ impl Worker {
                 retries: &self.retries,
                 desk: &self.desk,
                 cached: &self.cached,
+                encoders: &self.encoders,
                 moves: &self.moves,
                 resumes: &self.resumes,
                 mute: &self.mute,
@@ -212,6 +219,7 @@ struct Parts<'a> {
     retries: &'a route::Counters,
     desk: &'a Rc<Desk>,
     cached: &'a Rc<CacheCounters>,
+    encoders: &'a Rc<Pool>,
     moves: &'a Rc<Moves>,
     resumes: &'a Rc<ResumeCounters>,
     mute: &'a Rc<RefCell<HashSet<u64>>>,
@@ -237,6 +245,7 @@ impl Parts<'_> {
                 own: Arc::clone(&shared.own),
                 scratch: RefCell::default(),
             }),
+            compress: Compress::new(&config.compression, Rc::clone(self.encoders)),
             normalize: Rc::new(Settings {
                 via: shared.via.clone(),
                 passthrough: config.routing.passthrough.clone(),

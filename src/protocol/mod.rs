@@ -2,6 +2,7 @@
 //!
 //! | module | reads |
 //! |---|---|
+//! | [`coding`] | names of content codings |
 //! | [`endpoint`] | method and path → what is asked for, and the dialect its errors are told in |
 //! | [`json`] | a few members of a body in one pass over its bytes, without a tree |
 //! | [`multipart`], [`query`] | the model's name where it is not in JSON |
@@ -12,6 +13,7 @@
 //! | [`engine`] | what the engines differ in |
 
 pub mod anthropic;
+pub mod coding;
 pub mod endpoint;
 pub mod engine;
 pub mod error;

@@ -1,10 +1,10 @@
 //! The data plane: the life of a request.
 //!
 //! ```text
-//!  http::Request ─► observe ─► normalize ─► cache ─► route ─► upstream ─► backend
-//!                   (record)   (Call)       (key)    (Attempt)
-//!  http::Response ◄─ observe ◄───────────── cache ◄─ route ◄── upstream ◄──┘
-//!                   (log, honest end)       (share)  (replace)  (meter, silence)
+//!  http::Request ─► observe ─► compress ─► normalize ─► cache ─► route ─► upstream ─► backend
+//!                   (record)   (wish)      (Call)       (key)    (Attempt)
+//!  http::Response ◄─ observe ◄─ compress ◄───────────── cache ◄─ route ◄── upstream ◄──┘
+//!                   (log, end)  (encode)                (share)  (replace)  (meter, silence)
 //! ```
 //!
 //! [`stack`] lists the stages in order. They do not know each other: they share the types of this folder, and each
@@ -14,6 +14,7 @@ pub mod attempt;
 pub mod cache;
 pub mod cached;
 pub mod call;
+pub mod compress;
 pub mod headers;
 pub mod local;
 pub mod memory;

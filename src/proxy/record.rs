@@ -16,6 +16,7 @@ use crate::{
     fleet::Backend,
     listener::Peer,
     protocol::{
+        coding::Coding,
         endpoint::{self, Dialect, Endpoint},
         usage::{Alike, Finish, Usage},
     },
@@ -36,6 +37,9 @@ pub struct Record {
     /// How errors are told on this path.
     pub dialect: Dialect,
     pub endpoint: Endpoint,
+    // compress
+    /// Until there is an answer, the coding it may leave in; then the one it leaves in.
+    pub coding: Cell<Option<Coding>>,
     // normalize
     pub model: RefCell<Option<Arc<str>>>,
     pub stream: Cell<bool>,
@@ -101,6 +105,7 @@ impl Record {
             endpoint: Endpoint::of(request.method(), path.path()),
             path,
             peer,
+            coding: Cell::default(),
             model: RefCell::default(),
             stream: Cell::default(),
             received: Cell::default(),

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderValue, Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, UPGRADE},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY_AFTER, UPGRADE},
 };
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
@@ -170,6 +170,25 @@ fn proxy_status(error: &Error, row: &Row) -> Option<HeaderValue> {
         write!(value, ";next-hop=\"{backend}\"").ok()?;
     }
     HeaderValue::try_from(value).ok()
+}
+
+/// What comes in pieces ends honestly: a stream that can be read in its own dialect, any other by the cut alone.
+pub fn honest(response: &mut Response<Body>, record: &Record) {
+    if response.body().as_whole().is_some() || response.body().is_end_stream() {
+        return;
+    }
+    let field = |name| response.headers().get(name).map_or(&b""[..], |value: &HeaderValue| value.as_bytes());
+    let essence = field(CONTENT_TYPE).split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+    let readable = field(CONTENT_ENCODING).is_empty();
+    let dialect = if readable && essence.eq_ignore_ascii_case(b"application/x-ndjson") {
+        Some(Dialect::Ollama)
+    } else if readable && essence.eq_ignore_ascii_case(b"text/event-stream") {
+        Some(if record.dialect == Dialect::Ollama { Dialect::OpenAi } else { record.dialect })
+    } else {
+        None
+    };
+    let body = std::mem::replace(response.body_mut(), Body::empty());
+    *response.body_mut() = Honest::body(body, record, dialect);
 }
 
 /// Ends a failed body honestly: in a stream of events an error event in the client's dialect, then the failure itself,

@@ -6,6 +6,7 @@
 //! | stage | acts on | when the client leaves |
 //! |---|---|---|
 //! | `observe` | both | the story is told with status 499 |
+//! | `compress` | both | its encoder goes back to the pool |
 //! | `normalize` | request | the read of the body is dropped, its memory given back |
 //! | `local` | request | nothing is under way |
 //! | `cache` | both | an answer that others follow goes on for them; with nobody left it stops, at once or after `cache.linger` |
@@ -18,6 +19,7 @@ use std::rc::Rc;
 use super::{
     EdgeService,
     cache::{Cache, cache},
+    compress::{Compress, compress},
     local::{Local, local},
     normalize::{Settings, normalize},
     observe::{Observe, observe},
@@ -30,6 +32,7 @@ use super::{
 #[derive(Debug)]
 pub struct Pieces {
     pub observe: Rc<Observe>,
+    pub compress: Rc<Compress>,
     pub normalize: Rc<Settings>,
     pub local: Rc<Local>,
     pub cache: Rc<Cache>,
@@ -54,6 +57,8 @@ pub fn edge(pieces: Pieces) -> EdgeService {
     let stack = local(pieces.local, stack);
     // The single conversion point: from here down there are only calls.
     let stack = normalize(pieces.normalize, stack);
+    // Answers get their coding. Above everything that reads them.
+    let stack = compress(pieces.compress, stack);
     // Outermost: sees every request, also those that fail above, and turns every error into an answer.
     let stack = observe(pieces.observe, stack);
     EdgeService::new(stack)

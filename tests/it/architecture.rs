@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("telemetry", &[]),
-    ("body", &["error", "runtime"]),
+    ("body", &["error", "protocol", "runtime"]),
     ("protocol", &[]),
     ("runtime", &["telemetry"]),
     ("config", &["protocol"]),
@@ -39,7 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Folders of `proxy/` that meet in `stack.rs` alone.
-const STAGES: &[&str] = &["observe", "normalize", "local", "cache", "resume", "route", "upstream"];
+const STAGES: &[&str] = &["observe", "compress", "normalize", "local", "cache", "resume", "route", "upstream"];
 
 #[test]
 fn modules_name_only_what_they_may_use() {

@@ -82,7 +82,7 @@ impl Entry {
 
 /// What the allocator takes for `len` bytes (jemalloc 5, from its source): size classes lie a quarter of a power of two
 /// apart, and from 16 KiB on each allocation has a page more, against cache conflicts.
-fn held(len: usize) -> usize {
+pub(super) fn held(len: usize) -> usize {
     const LARGE: usize = 16 * 1024;
     const PAGE: usize = 4 * 1024;
     let step = if len > 128 { 1 << ((len - 1).ilog2() - 2) } else { 16 };

@@ -31,7 +31,7 @@ mod tests;
 use std::{
     cell::{OnceCell, RefCell},
     collections::HashMap,
-    fmt,
+    fmt, mem,
     pin::Pin,
     rc::Rc,
     sync::{
@@ -67,10 +67,10 @@ use super::{
     transcript::{Desk, Live, Reader, Transcript, Writer},
 };
 use crate::{
-    body::Body,
+    body::{Body, Representation},
     config,
     error::{Error, Kind},
-    protocol::endpoint::Endpoint,
+    protocol::{coding::Coding, endpoint::Endpoint},
     runtime::ticker::Ticker,
     telemetry::metrics::{Name, Table},
 };
@@ -141,6 +141,26 @@ pub struct Counters {
     table: Table,
     stored: Counter,
     not_stored: RefCell<HashMap<&'static str, Counter>>,
+}
+
+/// An answer in the store, for whoever encodes it.
+struct Kept {
+    shared: Arc<Shared>,
+    key: Key,
+    entry: Arc<Entry>,
+    /// Its reader does not get its usage event.
+    stripped: bool,
+}
+
+impl Representation for Kept {
+    fn twin(&self, coding: Coding) -> Option<Bytes> {
+        self.shared.store.twin(&self.key, &self.entry, coding, self.stripped)
+    }
+
+    fn offer(&self, coding: Coding, bytes: &Bytes) {
+        // Copied where the buffer has room to spare: what is counted is what is held.
+        self.shared.store.offer(&self.key, &self.entry, coding, self.stripped, Bytes::copy_from_slice(bytes));
+    }
 }
 
 /// How a call goes on after the first look.
@@ -318,8 +338,8 @@ impl Cache {
                 self.seen.remember(call, self.scratch.borrow().head(), &question.asks);
             }
             let asker = Asker::of(call, &question);
-            let room = std::mem::take(&mut call.headers);
-            return First::Answer(Ok(self.fresh(&entry, &body, &asker, now, room)));
+            let room = mem::take(&mut call.headers);
+            return First::Answer(Ok(self.fresh(&question, &entry, &body, &asker, now, room)));
         }
         if wants.only_if_cached && self.shared.second.is_none() {
             return First::Answer(Err(not_cached(call)));
@@ -330,13 +350,34 @@ impl Cache {
     /// A fresh answer that is kept here.
     fn kept(&self, question: &Question, asker: &Asker, begun: Instant) -> Option<Response> {
         let (entry, body) = self.find(question, begun)?;
-        Some(self.fresh(&entry, &body, asker, begun, HeaderMap::new()))
+        Some(self.fresh(question, &entry, &body, asker, begun, HeaderMap::new()))
     }
 
-    fn fresh(&self, entry: &Entry, body: &Bytes, asker: &Asker, begun: Instant, room: HeaderMap) -> Response {
+    fn fresh(
+        &self,
+        question: &Question,
+        entry: &Arc<Entry>,
+        body: &Bytes,
+        asker: &Asker,
+        begun: Instant,
+        room: HeaderMap,
+    ) -> Response {
         let left = entry.fresh_for(begun).unwrap_or_default();
         asker.record.cached.set(Cached::Hit(left.as_secs()));
-        let response = self.hit(entry, body, left, asker, begun, room);
+        let mut response = self.hit(entry, body, left, asker, begun, room);
+        // Converted, or under another name, it is no twin of what is kept.
+        let as_kept = body.as_ptr() == entry.body.as_ptr() && asker.edit.alias.is_none();
+        if as_kept && asker.record.coding.get().is_some() {
+            let sent = mem::replace(response.body_mut(), Body::empty());
+            *response.body_mut() = match sent.as_whole() {
+                Some(bytes) => {
+                    let (shared, key) = (Arc::clone(&self.shared), question.asks.key.clone());
+                    let kept = Kept { shared, key, entry: Arc::clone(entry), stripped: !asker.edit.is_none() };
+                    Body::kept(bytes.clone(), Rc::new(kept))
+                }
+                None => sent,
+            };
+        }
         asker.record.looked_up.set(Some(begun.elapsed()));
         response
     }

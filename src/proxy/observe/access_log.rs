@@ -46,6 +46,11 @@ pub(super) fn write(line: &mut Line<'_>, story: &Story, took: Duration) {
     }
     line.number("bytes_in", record.received.get());
     line.number("bytes_out", story.sent);
+    if story.sent > 0
+        && let Some(coding) = record.coding.get()
+    {
+        line.word("coding", coding.name());
+    }
     let usage = record.usage.get();
     if usage != Default::default() {
         line.number("tokens_in", u64::from(usage.input));

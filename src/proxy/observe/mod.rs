@@ -21,13 +21,13 @@ use super::{
     Arrival, Inbound, Response, X_REQUEST_ID,
     headers::{Forwarded, INTERRUPTION, Via},
     record::Record,
-    respond::{self, Honest},
+    respond,
 };
 use crate::{
     body::{Body, End, Tail},
     error::{Error, Kind},
     fleet::interruption::Own,
-    protocol::endpoint::{Dialect, Endpoint},
+    protocol::endpoint::Endpoint,
     telemetry::{access::AccessLog, digits},
 };
 
@@ -189,7 +189,10 @@ impl Story {
 
     fn answer(mut self: Box<Self>, outcome: Result<Response, Error>) -> Response {
         let mut response = match outcome {
-            Ok(response) => honest(response, &self.record),
+            Ok(mut response) => {
+                respond::honest(&mut response, &self.record);
+                response
+            }
             Err(error) => {
                 if error.kind() == Kind::Internal {
                     tracing::error!(id = ?self.record.id, error = ?error, "internal error");
@@ -276,26 +279,6 @@ fn without_body(response: Response) -> Response {
         head.headers.entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(length));
     }
     Response::from_parts(head, Body::empty())
-}
-
-/// What comes in pieces ends honestly.
-fn honest(mut response: Response, record: &Record) -> Response {
-    if response.body().as_whole().is_some() || response.body().is_end_stream() {
-        return response;
-    }
-    let field = |name| response.headers().get(name).map_or(&b""[..], |value: &HeaderValue| value.as_bytes());
-    let essence = field(header::CONTENT_TYPE).split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-    let readable = field(header::CONTENT_ENCODING).is_empty();
-    let dialect = if readable && essence.eq_ignore_ascii_case(b"application/x-ndjson") {
-        Some(Dialect::Ollama)
-    } else if readable && essence.eq_ignore_ascii_case(b"text/event-stream") {
-        Some(if record.dialect == Dialect::Ollama { Dialect::OpenAi } else { record.dialect })
-    } else {
-        None
-    };
-    let body = std::mem::replace(response.body_mut(), Body::empty());
-    *response.body_mut() = Honest::body(body, record, dialect);
-    response
 }
 
 impl Tail for Story {

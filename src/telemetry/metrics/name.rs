@@ -140,6 +140,18 @@ names! {
         "Answers for the second tier: `written`, `dropped` when it was away or too many waited, `failed`.";
     CacheRemoteLost = Kind::Counter, Count, "cache_remote_lost_total" []
         "Times that the second tier went away.";
+    CompressionBytes = Kind::Counter, Bytes, "compression_bytes_total" ["coding", "side"]
+        "Bytes of answers that were encoded, `before` and `after`; those that were encoded when they were kept are not among them.";
+    CompressionEncoders = Kind::Gauge, Count, "compression_encoders" []
+        "Encoders of streams at work.";
+    CompressionMemory = Kind::Gauge, Bytes, "compression_memory_bytes" []
+        "Memory of all encoders, at work or idle; bounded by compression.memory.";
+    CompressionRefused = Kind::Counter, Count, "compression_refused_total" ["reason"]
+        "Answers that did not leave in the coding their client wants most, as compression.memory was used up: in a `cheaper` one, or (`memory`) in none.";
+    CompressionTwins = Kind::Counter, Count, "compression_twins_total" []
+        "Kept answers that left in a form that was encoded before.";
+    EgressSaved = Kind::Counter, Bytes, "egress_saved_bytes_total" ["cause"]
+        "Bytes that answers did not take on their way to clients, by what saved them.";
     BackendRequests = Kind::Counter, Count, "backend_requests_total" ["backend", "outcome"]
         "Tries at a backend, by how they ended.";
     BackendState = Kind::Gauge, Count, "backend_state" ["backend", "state"]

@@ -3,21 +3,27 @@
 //! moka's TinyLFU would refuse new answers once it is full, so the order is plain LRU. Two of its habits cost memory and
 //! are bounded here. Its maintenance is lazy: it is asked for whenever `PENDING_AT_MOST` bytes were put. And what it
 //! removed stays in an epoch's garbage until other threads let go: so it holds slots, and a slot is emptied at once.
+//!
+//! An answer's encoded twins stand in its slot. moka weighs what is put, so a twin is kept by putting the answer anew, in
+//! a slot that weighs more: once for each coding of an answer, where room set aside for twins that may never come would be
+//! lost to other answers.
 
 use std::{
     collections::HashMap,
     hash::{BuildHasher, Hasher},
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
+use bytes::Bytes;
 use moka::{notification::RemovalCause, policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
-use super::{Entry, Key, Tenant};
+use super::{Entry, Key, Tenant, entry::held};
+use crate::protocol::coding::Coding;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +35,9 @@ const OVERHEAD: usize = 600;
 /// 64 of them.
 const PENDING_AT_MOST: u64 = 1 << 20;
 
+/// Keys are changed one at a time, in this many groups.
+const CHANGING: usize = 16;
+
 /// The kept answers of all workers.
 pub struct Store {
     answers: Cache<Key, Arc<Slot>, Slots>,
@@ -37,13 +46,21 @@ pub struct Store {
     pending: AtomicU64,
     pending_at_most: u64,
     counts: Arc<Counts>,
+    /// Held while a key's answer is put, put anew or purged: nothing comes back that was replaced or purged meanwhile.
+    changing: [Mutex<()>; CHANGING],
 }
 
 /// The place of one answer; empty once it was removed.
 struct Slot {
     weight: u32,
     answer: Mutex<Option<Arc<Entry>>>,
+    twins: Twins,
+    /// The same answer stands in a newer slot.
+    moved: AtomicBool,
 }
+
+/// An answer in other codings: as it is kept, and without its usage event, as most readers of a stream get it.
+type Twins = [[Option<Bytes>; 2]; Coding::ALL.len()];
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -107,6 +124,7 @@ impl Store {
                 slot.empty();
                 match cause {
                     RemovalCause::Size => told.evicted.fetch_add(1, Relaxed),
+                    RemovalCause::Replaced if slot.moved.load(Relaxed) => 0,
                     RemovalCause::Replaced => told.replaced.fetch_add(1, Relaxed),
                     // Counted by who did it; moka's own clock is not used.
                     RemovalCause::Explicit | RemovalCause::Expired => 0,
@@ -114,13 +132,18 @@ impl Store {
             })
             .build_with_hasher(Slots);
         let pending_at_most = PENDING_AT_MOST.min(capacity / 16);
-        Self { answers, capacity, pending: AtomicU64::new(0), pending_at_most, counts }
+        Self { answers, capacity, pending: AtomicU64::new(0), pending_at_most, counts, changing: Default::default() }
     }
 
     /// The answer kept under `key`, also one that is not fresh any more, unless it expired `stale_for` ago or earlier,
     /// or may not be given then at all: such is dropped.
     pub fn get(&self, key: &Key, now: Instant, stale_for: Duration) -> Option<Arc<Entry>> {
-        let answer = self.answers.get(key)?.answer()?;
+        let slot = self.answers.get(key)?;
+        let answer = match slot.answer() {
+            // It moved between the two looks.
+            None if slot.moved.load(Relaxed) => self.answers.get(key)?.answer()?,
+            answer => answer?,
+        };
         if answer.is_of_use(now, stale_for) {
             return Some(answer);
         }
@@ -143,8 +166,50 @@ impl Store {
         if u64::from(weight) > self.capacity {
             return;
         }
-        self.answers.insert(key, Arc::new(Slot { weight, answer: Mutex::new(Some(entry)) }));
+        let slot =
+            Slot { weight, answer: Mutex::new(Some(entry)), twins: Twins::default(), moved: AtomicBool::new(false) };
+        {
+            let _changing = self.changing(&key);
+            self.answers.insert(key, Arc::new(slot));
+        }
         self.counts.stored.fetch_add(1, Relaxed);
+        self.maintain(weight);
+    }
+
+    /// `entry` in `coding`, its usage event taken out or not, if it is under `key` and was offered before.
+    pub fn twin(&self, key: &Key, entry: &Arc<Entry>, coding: Coding, stripped: bool) -> Option<Bytes> {
+        let slot = self.answers.get(key)?;
+        slot.holds(entry).then(|| slot.twins[coding as usize][usize::from(stripped)].clone())?
+    }
+
+    /// Keeps `twin`, which is `entry` in `coding`, beside it, as long as it is kept itself.
+    pub fn offer(&self, key: &Key, entry: &Arc<Entry>, coding: Coding, stripped: bool, twin: Bytes) {
+        let more = held(twin.len());
+        {
+            let _changing = self.changing(key);
+            let Some(old) = self.answers.get(key).filter(|old| old.holds(entry)) else { return };
+            let weight = u32::try_from(more).ok().and_then(|more| old.weight.checked_add(more));
+            let Some(weight) = weight.filter(|weight| u64::from(*weight) <= self.capacity) else { return };
+            let mut twins = old.twins.clone();
+            if twins[coding as usize][usize::from(stripped)].replace(twin).is_some() {
+                return;
+            }
+            let slot =
+                Slot { weight, answer: Mutex::new(Some(Arc::clone(entry))), twins, moved: AtomicBool::new(false) };
+            old.moved.store(true, Relaxed);
+            self.answers.insert(key.clone(), Arc::new(slot));
+        }
+        self.maintain(u32::try_from(more).unwrap_or(u32::MAX));
+    }
+
+    fn changing(&self, key: &Key) -> MutexGuard<'_, ()> {
+        // The remainder is far below any usize.
+        let group = (key.slot() % CHANGING as u64) as usize;
+        self.changing[group].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for maintenance once enough was put.
+    fn maintain(&self, weight: u32) {
         let weight = u64::from(weight);
         if self.pending.fetch_add(weight, Relaxed) + weight > self.pending_at_most {
             self.pending.store(0, Relaxed);
@@ -158,8 +223,9 @@ impl Store {
         // It meets every key that was there when it began; whatever is under such a key goes.
         for (key, slot) in &self.answers {
             let Some(answer) = slot.answer() else { continue };
-            if what.matches(answer.model.as_deref(), answer.tenant) && self.answers.remove(&*key).is_some() {
-                purged += 1;
+            if what.matches(answer.model.as_deref(), answer.tenant) {
+                let _changing = self.changing(&key);
+                purged += u64::from(self.answers.remove(&*key).is_some());
             }
         }
         self.answers.run_pending_tasks();
@@ -204,6 +270,10 @@ impl std::fmt::Debug for Store {
 impl Slot {
     fn answer(&self) -> Option<Arc<Entry>> {
         self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn holds(&self, entry: &Arc<Entry>) -> bool {
+        self.answer().is_some_and(|answer| Arc::ptr_eq(&answer, entry))
     }
 
     fn empty(&self) {

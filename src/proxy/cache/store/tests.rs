@@ -216,3 +216,62 @@ fn bodies_held_never_exceed_the_capacity_by_more_than_what_is_being_put() {
     assert!(most <= CAPACITY + PENDING_AT_MOST + 2 * WRITERS * LARGEST, "{most}");
     assert!(held.load(SeqCst) as u64 <= store.stats().bytes);
 }
+
+#[test]
+fn twins_stand_beside_their_answer_and_are_counted() {
+    let store = Store::new(10 * MIB);
+    let (answer, now) = (entry(vec![b'x'; 1000], "m", 1), Instant::now());
+    store.put(key(1), Arc::clone(&answer));
+    let before = store.stats();
+    for coding in Coding::ALL {
+        assert_eq!(store.twin(&key(1), &answer, coding, false), None);
+        let twin = Bytes::from(vec![coding as u8; 500]);
+        store.offer(&key(1), &answer, coding, false, twin.clone());
+        // Another worker had it at the same time.
+        store.offer(&key(1), &answer, coding, false, twin.clone());
+        assert_eq!(store.twin(&key(1), &answer, coding, false), Some(twin));
+        assert_eq!(store.twin(&key(1), &answer, coding, true), None, "another text");
+    }
+    let after = store.stats();
+    assert_eq!(after.bytes, before.bytes + 3 * held(500) as u64);
+    assert_eq!(Stats { bytes: before.bytes, ..after }, before, "still the one answer, put once");
+    assert_eq!(store.shares().models[&Some("m".into())].bytes, after.bytes);
+    assert!(Arc::ptr_eq(&store.get(&key(1), now, NEVER).unwrap(), &answer));
+    // A newer one has none yet, and takes none of the older.
+    let newer = entry("newer", "m", 1);
+    store.put(key(1), Arc::clone(&newer));
+    assert_eq!(store.twin(&key(1), &answer, Coding::Gzip, false), None);
+    assert_eq!(store.twin(&key(1), &newer, Coding::Gzip, false), None);
+    store.offer(&key(1), &answer, Coding::Gzip, false, Bytes::from_static(b"old"));
+    assert!(Arc::ptr_eq(&store.get(&key(1), now, NEVER).unwrap(), &newer));
+    assert_eq!((store.twin(&key(1), &newer, Coding::Gzip, false), store.stats().replaced), (None, 1));
+}
+
+#[test]
+fn a_twin_brings_nothing_back_and_breaks_no_bound() {
+    let store = Store::new(4000);
+    let answer = entry(vec![b'x'; 500], "m", 1);
+    store.put(key(1), Arc::clone(&answer));
+    store.offer(&key(1), &answer, Coding::Gzip, false, Bytes::from(vec![0; 4000]));
+    assert_eq!(store.twin(&key(1), &answer, Coding::Gzip, false), None, "larger than all of it");
+    assert_eq!(store.purge(&Purge::default()), 1);
+    store.offer(&key(1), &answer, Coding::Gzip, false, Bytes::from_static(b"x"));
+    assert!(!has(&store, 1) && store.stats().entries == 0);
+}
+
+#[test]
+fn twins_make_room_like_answers() {
+    let store = Store::new(20_000);
+    let answers: Vec<_> = (0..6).map(|n| (n, entry(vec![b'x'; 1000], "m", 1))).collect();
+    for (n, answer) in &answers {
+        store.put(key(*n), Arc::clone(answer));
+    }
+    assert_eq!(store.stats().entries, 6);
+    for (n, answer) in &answers {
+        store.offer(&key(*n), answer, Coding::Br, false, Bytes::from(vec![1; 3000]));
+        assert!(store.stats().bytes <= 20_000);
+    }
+    let stats = store.stats();
+    let kept = answers.iter().any(|(n, answer)| store.twin(&key(*n), answer, Coding::Br, false).is_some());
+    assert!(stats.evicted > 0 && kept, "{stats:?}");
+}
