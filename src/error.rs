@@ -32,6 +32,8 @@ pub enum Kind {
     EndpointNotAllowed,
     /// The body is over `limits.request_body`.
     PayloadTooLarge,
+    /// The body is in a content coding that is not known.
+    UnsupportedCoding,
     /// The client sent its body too slowly or stopped.
     RequestTimeout,
     /// No backend serves the model, and all lists are known.
@@ -200,8 +202,8 @@ impl Kind {
     pub fn origin(self) -> Origin {
         use Kind::*;
         match self {
-            BadRequest | EndpointNotAllowed | PayloadTooLarge | RequestTimeout | ModelNotFound | ResponseNotFound
-            | UpgradeRequired | UpgradeRefused | LoopDetected | NotCached | ClientGone => Origin::Downstream,
+            BadRequest | EndpointNotAllowed | PayloadTooLarge | UnsupportedCoding | RequestTimeout | ModelNotFound
+            | ResponseNotFound | UpgradeRequired | UpgradeRefused | LoopDetected | NotCached | ClientGone => Origin::Downstream,
             QueueFull | QueueTimeout | BodyMemory | NoHealthyBackend | DeadlineExceeded | Internal => Origin::Gateway,
             UpstreamConnect | UpstreamReset | UpstreamProtocol | UpstreamFailed | UpstreamTimeout | UpstreamSilent
             | StreamCut => Origin::Upstream,

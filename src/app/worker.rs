@@ -21,7 +21,7 @@ use crate::{
         compress::{Compress, Pool},
         headers::Forwarded,
         local::Local,
-        normalize::Settings,
+        normalize::{Counters as PayloadCounters, Images, Settings},
         observe::{Ids, Metrics, Observe},
         resume::{Counters as ResumeCounters, Forms, Moves, Resume},
         route,
@@ -52,6 +52,7 @@ struct Worker {
     /// The streams under way.
     moves: Rc<Moves>,
     resumes: Rc<ResumeCounters>,
+    payloads: Rc<PayloadCounters>,
     /// Ids of backends that refuse to tell token ids.
     mute: Rc<RefCell<HashSet<u64>>>,
     /// They and their connections survive a reload.
@@ -133,6 +134,7 @@ impl Worker {
         let encoders = Pool::new(shared.encoders.clone(), &table);
         encoders.tidy(&ticker);
         let targets = Rc::default();
+        let payloads = Rc::new(PayloadCounters::new(&table));
         let (moves, resumes, mute) = (Moves::new(), Rc::new(ResumeCounters::new(&table)), Rc::default());
         let client = RefCell::new((settings, client));
         let parts = Parts {
@@ -147,6 +149,7 @@ impl Worker {
             encoders: &encoders,
             moves: &moves,
             resumes: &resumes,
+            payloads: &payloads,
             mute: &mute,
             targets: &targets,
         };
@@ -164,6 +167,7 @@ impl Worker {
             encoders,
             moves,
             resumes,
+            payloads,
             mute,
             targets,
             resolver,
@@ -200,6 +204,7 @@ impl Worker {
                 encoders: &self.encoders,
                 moves: &self.moves,
                 resumes: &self.resumes,
+                payloads: &self.payloads,
                 mute: &self.mute,
                 targets: &self.targets,
             };
@@ -222,6 +227,7 @@ struct Parts<'a> {
     encoders: &'a Rc<Pool>,
     moves: &'a Rc<Moves>,
     resumes: &'a Rc<ResumeCounters>,
+    payloads: &'a Rc<PayloadCounters>,
     mute: &'a Rc<RefCell<HashSet<u64>>>,
     targets: &'a Rc<RefCell<Targets>>,
 }
@@ -255,6 +261,8 @@ impl Parts<'_> {
                 total: config.timeouts.total,
                 response_ids: shared.response_ids.clone(),
                 seen: Rc::clone(&cache.seen),
+                counters: Rc::clone(self.payloads),
+                images: config.normalize.max_pixels.map(|most| Images::new(most, shared.memory.clone())),
             }),
             local: Rc::new(Local { fleet: Arc::clone(&shared.fleet), aliases: config.routing.aliases.clone() }),
             cache,

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderValue, Response, StatusCode,
-    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY_AFTER, UPGRADE},
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY_AFTER, UPGRADE},
 };
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
@@ -57,6 +57,8 @@ const fn row(
 const INVALID: &str = "invalid_request_error";
 const BUSY: &str = "overloaded_error";
 const FAILED: &str = "server_error";
+/// Of request bodies, as `normalize` undoes them.
+const CODINGS: &str = "gzip, zstd, br, deflate";
 const LATE: &str = "timeout_error";
 /// nginx's status for a client that left; only logs and metrics ever show it.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -70,6 +72,8 @@ pub const TABLE: &[Row] = &[
         "The path is outside `routing.passthrough`."),
     row(Kind::PayloadTooLarge, StatusCode::PAYLOAD_TOO_LARGE, INVALID, "payload_too_large", Some("http_request_denied"), true,
         "The body is over `limits.request_body`."),
+    row(Kind::UnsupportedCoding, StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_coding", Some("http_request_error"), true,
+        "The body's `Content-Encoding` is not known; `Accept-Encoding` lists what is."),
     row(Kind::RequestTimeout, StatusCode::REQUEST_TIMEOUT, LATE, "request_timeout", Some("http_request_error"), true,
         "The client sent its request too slowly."),
     row(Kind::ModelNotFound, StatusCode::NOT_FOUND, INVALID, "model_not_found", Some("destination_not_found"), true,
@@ -138,8 +142,11 @@ pub fn answer(error: &Error, record: &Record) -> Response<Body> {
     if !row.client_retry {
         headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
     }
-    if error.kind() == Kind::UpgradeRequired {
-        headers.insert(UPGRADE, HeaderValue::from_static("HTTP/1.1"));
+    match error.kind() {
+        Kind::UpgradeRequired => drop(headers.insert(UPGRADE, HeaderValue::from_static("HTTP/1.1"))),
+        // RFC 9110 §15.5.16
+        Kind::UnsupportedCoding => drop(headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(CODINGS))),
+        _ => {}
     }
     if let Some(value) = proxy_status(error, row) {
         headers.insert(HeaderName::from_static("proxy-status"), value);

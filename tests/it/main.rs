@@ -6,6 +6,7 @@
 mod admin;
 mod architecture;
 mod cache;
+mod coding;
 mod compress;
 mod config;
 mod docs;

@@ -210,6 +210,24 @@ pub fn memory(id: u32, name: &str) -> f64 {
     line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
 }
 
+/// The most memory that a process has had, as its kernel counts it.
+pub struct Peak(u32);
+
+impl Peak {
+    /// From now on.
+    pub fn of(gate: &Gate) -> Self {
+        let id = gate.process.id();
+        // 5: the peak begins anew (proc(5), clear_refs).
+        std::fs::write(format!("/proc/{id}/clear_refs"), "5").unwrap();
+        Self(id)
+    }
+
+    /// MiB.
+    pub fn peak(&self) -> f64 {
+        memory(self.0, "VmHWM:")
+    }
+}
+
 fn listen(stderr: ChildStderr, said: &Mutex<String>) {
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
         let mut said = said.lock().unwrap();

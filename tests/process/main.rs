@@ -10,6 +10,7 @@
 #[expect(dead_code, reason = "shared with the kill matrix, which needs more of it")]
 #[path = "../kill_matrix/cell.rs"]
 mod cell;
+mod coding;
 mod demo;
 mod ending;
 mod faults;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    kit::{Gate, Kept, Sim, alone, descriptors, until},
+    kit::{Gate, Kept, Peak, Sim, alone, descriptors, until},
     support::{Answer, Exchange, at_once},
 };
 
@@ -339,22 +339,4 @@ fn followers_that_never_read_are_bounded_and_hold_nobody_back() {
     // `cache.max_entry` and the window once, what a connection may have under way each.
     let bound = 8.0 + 1.0 + PER_STREAM * (DEAF + 1) as f64;
     assert!(peak - before <= bound, "peak: {peak} MiB, {before} before, {bound} allowed");
-}
-
-/// The most memory that a process has had, as its kernel counts it.
-struct Peak(u32);
-
-impl Peak {
-    /// From now on.
-    fn of(gate: &Gate) -> Self {
-        let id = gate.process.id();
-        // 5: the peak begins anew (proc(5), clear_refs).
-        std::fs::write(format!("/proc/{id}/clear_refs"), "5").unwrap();
-        Self(id)
-    }
-
-    /// MiB.
-    fn peak(&self) -> f64 {
-        crate::kit::memory(self.0, "VmHWM:")
-    }
 }

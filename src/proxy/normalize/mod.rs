@@ -1,11 +1,14 @@
 //! The single conversion point: `http::Request` → [`Call`].
 //!
 //! Takes an [`Arrival`], makes a [`Call`]: hop-by-hop fields gone, ids and forwarding fields set, endpoint and model
-//! known. A body is read only where the model is in it (JSON, forms); it is scanned once and never written back. The
-//! one edit is an alias: a few bytes of the model's name.
+//! known. A body is read only where the model is in it (JSON, forms), decoded where it is in a content coding; it is
+//! scanned once and never written back. The one edit is an alias: a few bytes of the model's name.
 //!
 //! Acts on the request. When the client leaves: the read is dropped, and with it its memory.
 
+mod coding;
+mod counters;
+mod images;
 mod payload;
 
 use std::{
@@ -24,6 +27,8 @@ use http::{HeaderMap, Method, Version, header, request::Parts};
 use tokio::time::Instant;
 use tower::{Service, service_fn};
 
+use self::coding::Codings;
+pub use self::{counters::Counters, images::Images};
 use super::{
     Arrival, Response,
     call::{Asked, Call, Payload},
@@ -58,6 +63,9 @@ pub struct Settings {
     pub response_ids: ResponseIds,
     /// Bodies that need not be read again.
     pub seen: Rc<Seen>,
+    pub counters: Rc<Counters>,
+    /// `normalize.images`; `None` = they stay as they are.
+    pub images: Option<Images>,
 }
 
 /// The stage.
@@ -127,7 +135,7 @@ impl Settings {
         forwarded.stamp(&mut head.headers, &mut added, host);
         added.push((super::X_REQUEST_ID, record.id.clone()));
 
-        let (payload, named) = self.payload(&head, body, &record).await?;
+        let (payload, named) = self.payload(&mut head, body, &record).await?;
         record.model.replace(named.model.clone());
         record.stream.set(named.stream);
         let pinned = self.pinned(&record, named.previous.as_deref());
@@ -174,26 +182,47 @@ impl Settings {
     }
 
     /// The body, and what it says of itself.
-    async fn payload(&self, head: &Parts, body: Upload, record: &Rc<Record>) -> Result<(Payload, Named), Error> {
-        let form = form_of(head, record.endpoint);
+    async fn payload(&self, head: &mut Parts, body: Upload, record: &Rc<Record>) -> Result<(Payload, Named), Error> {
+        let (form, coded) = form_of(head, record.endpoint);
         let asked = head.uri.query().and_then(query::model);
         if matches!(form, Form::Opaque) {
             let named = self.named(asked.as_deref());
             let body = payload::stream(body, self.cap, Rc::clone(record))?;
             return Ok((Payload::upload(body), named));
         }
-        let read = pin!(payload::read(body, self.cap, &self.memory));
+        let codings = if coded { Codings::take(&mut head.headers)? } else { None };
+        let read = pin!(async {
+            match &codings {
+                None => {
+                    let (bytes, share) = payload::read(body, self.cap, &self.memory).await?;
+                    Ok((bytes.len(), bytes, share))
+                }
+                // Boxed: rare, and every other read would carry its room.
+                Some(codings) => {
+                    self.counters.decoded.increment(1);
+                    Box::pin(coding::read(body, codings, self.cap, &self.memory)).await
+                }
+            }
+        });
         let (read, took) = within(record.start + self.total, read).await;
-        let (bytes, share) = read?;
+        let (came, bytes, mut share) = read?;
         record.receiving.set(took);
-        record.received.set(bytes.len() as u64);
+        record.received.set(came as u64);
         let (bytes, mut named) = match form {
             Form::Json => match self.seen.find(record, &head.headers, &bytes) {
                 Some(said) => (bytes, Named::again(said)),
-                None => self.json(bytes),
+                None => {
+                    let bytes = match &self.images {
+                        None => bytes,
+                        Some(images) => {
+                            Box::pin(images.scale(record.endpoint, bytes, &mut share, &self.counters)).await
+                        }
+                    };
+                    self.json(bytes)
+                }
             },
             Form::Multipart => self.multipart(&head.headers, bytes),
-            Form::Opaque | Form::Coded => (bytes, Named::default()),
+            Form::Opaque => (bytes, Named::default()),
         };
         if named.model.is_none() {
             let by_query = self.named(asked.as_deref());
@@ -262,15 +291,14 @@ impl Settings {
 enum Form {
     Json,
     Multipart,
-    /// A known endpoint's body in a content coding: read whole, so that it can be sent again.
-    Coded,
     /// Streamed through.
     Opaque,
 }
 
-fn form_of(head: &Parts, endpoint: Endpoint) -> Form {
+/// The form, and whether it is in a content coding.
+fn form_of(head: &Parts, endpoint: Endpoint) -> (Form, bool) {
     if matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE) {
-        return Form::Opaque;
+        return (Form::Opaque, false);
     }
     let known = !matches!(endpoint, Endpoint::Passthrough | Endpoint::Response | Endpoint::Models | Endpoint::Model);
     // One pass: each look-up would cost a hash.
@@ -282,18 +310,19 @@ fn form_of(head: &Parts, endpoint: Endpoint) -> Form {
             _ => {}
         }
     }
-    if coded {
-        return if known { Form::Coded } else { Form::Opaque };
+    if coded && !known {
+        return (Form::Opaque, true);
     }
     let content_type = content_type.unwrap_or_default();
     let essence = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-    if essence.eq_ignore_ascii_case(b"multipart/form-data") {
+    let form = if essence.eq_ignore_ascii_case(b"multipart/form-data") {
         Form::Multipart
     } else if known || essence.eq_ignore_ascii_case(b"application/json") || essence.ends_with(b"+json") {
         Form::Json
     } else {
         Form::Opaque
-    }
+    };
+    (form, coded)
 }
 
 /// Whether `path` may lead elsewhere in a server that resolves dot segments, also percent-encoded or behind `\\`.
@@ -371,6 +400,8 @@ mod tests {
             total: Duration::from_secs(1),
             response_ids: ResponseIds::default(),
             seen: Rc::default(),
+            counters: Rc::new(Counters::noop()),
+            images: None,
         }
     }
 

@@ -25,29 +25,58 @@ use crate::{
 /// through and the others are told at once; after it only what has come is: promises alone hold nothing for long.
 const BELIEVED: Duration = Duration::from_secs(5);
 
+/// The pieces of a body, as they come.
+pub(super) struct Frames {
+    body: Upload,
+    /// Its length, where it is announced.
+    pub(super) announced: Option<usize>,
+    belief: Option<Option<Pin<Box<Sleep>>>>,
+}
+
+impl Frames {
+    /// # Errors
+    /// [`Kind::PayloadTooLarge`](crate::error::Kind::PayloadTooLarge) when more than `cap` bytes are announced.
+    pub(super) fn new(body: Upload, cap: usize) -> Result<Self, Error> {
+        Ok(Self { announced: announced(&body, cap)?, body, belief: Some(None) })
+    }
+
+    /// The next piece; trailers are dropped. From the end of [`BELIEVED`] on `share` is no larger than `held` while it
+    /// waits.
+    ///
+    /// # Errors
+    /// What the client's side failed with.
+    pub(super) async fn next(&mut self, share: &mut Reservation, held: usize) -> Result<Option<Bytes>, Error> {
+        loop {
+            let frame = poll_fn(|cx| {
+                let polled = Pin::new(&mut self.body).poll_frame(cx);
+                if polled.is_pending() && is_over(&mut self.belief, cx) {
+                    share.shrink(held);
+                }
+                polled
+            });
+            match frame.await.transpose()?.map(Frame::into_data) {
+                Some(Ok(data)) => return Ok(Some(data)),
+                Some(Err(_trailers)) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
 /// Reads all of `body`: at most `cap` bytes. A body that came in one piece is not copied. Trailers are dropped: a whole
 /// body is framed by its length.
 ///
 /// # Errors
 /// [`Kind::PayloadTooLarge`](crate::error::Kind::PayloadTooLarge),
 /// [`Kind::BodyMemory`](crate::error::Kind::BodyMemory), or what the client's side failed with.
-pub(super) async fn read(mut body: Upload, cap: usize, memory: &Memory) -> Result<(Bytes, Reservation), Error> {
-    let announced = announced(&body, cap)?;
+pub(super) async fn read(body: Upload, cap: usize, memory: &Memory) -> Result<(Bytes, Reservation), Error> {
+    let mut frames = Frames::new(body, cap)?;
+    let announced = frames.announced.unwrap_or(0);
     let mut share = memory.reserve();
-    share.grow(announced.unwrap_or(0))?;
+    share.grow(announced)?;
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
-    let mut belief = Some(None);
-    while let Some(frame) = poll_fn(|cx| {
-        let polled = Pin::new(&mut body).poll_frame(cx);
-        if polled.is_pending() && is_over(&mut belief, cx) {
-            share.shrink(first.len() + whole.len());
-        }
-        polled
-    })
-    .await
-    {
-        let Ok(data) = frame?.into_data() else { continue };
+    while let Some(data) = frames.next(&mut share, first.len() + whole.len()).await? {
         let length = first.len() + whole.len() + data.len();
         if length > cap {
             return Err(too_large(cap));
@@ -58,7 +87,7 @@ pub(super) async fn read(mut body: Upload, cap: usize, memory: &Memory) -> Resul
             continue;
         }
         if whole.is_empty() {
-            whole.reserve(announced.unwrap_or(0).max(length));
+            whole.reserve(announced.max(length));
             whole.extend_from_slice(&std::mem::take(&mut first));
         }
         whole.extend_from_slice(&data);

@@ -122,6 +122,10 @@ names! {
         "Requests waiting for a place at a backend.";
     QueueWait = Kind::Histogram(QUEUE), Seconds, "queue_wait_seconds" []
         "Time that requests waited for a place at a backend, those that waited only.";
+    PayloadEdits = Kind::Counter, Count, "payload_edits_total" ["edit"]
+        "Edits of request bodies, by the setting that asks for them; `limit_name` and `cache_salt` per try at a backend.";
+    PayloadSaved = Kind::Counter, Bytes, "payload_saved_bytes_total" ["edit"]
+        "Bytes that request bodies became shorter by before they were sent, by edit.";
     Retries = Kind::Counter, Count, "retries_total" ["reason"]
         "Tries after the first, by what failed before.";
     BodyMemory = Kind::Gauge, Bytes, "body_memory_bytes" []

@@ -1,5 +1,7 @@
 //! The kit: a gateway in this process on a free port, simulated backends behind it, and a client that shows bytes.
 
+pub mod coded;
+
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
