@@ -6,15 +6,18 @@
 use std::{sync::Arc, time::Duration};
 
 use divan::{Bencher, black_box, counter::BytesCount};
+use sluicegate::config;
 use sluicegate::protocol::{
     endpoint::{Dialect, Endpoint},
     json, multipart,
     rename::{Renamer, rename_in_answer},
+    request,
     sse::Scanner,
     usage::{Finish, StreamMeter, Usage, of_answer},
 };
 use sluicegate::proxy::{
     cache::{Entry, Facts, Key, Shape, Store, Tenant},
+    normalize::edit::Plan,
     resume::tap::Tap,
 };
 use tokio::time::Instant;
@@ -74,6 +77,21 @@ fn scan_conversation(bencher: Bencher<'_, '_>, size: usize) {
     bencher.counter(BytesCount::new(body.len())).bench(|| json::scan(black_box(&body)).is_ok());
 }
 
+/// As the scans, and judged: the light level, which every body passes that was not seen before.
+#[divan::bench(args = [1 << 10, 64 << 10])]
+fn judge_request(bencher: Bencher<'_, '_>, size: usize) {
+    let body = request(size);
+    let judge = || request::read(Endpoint::Chat, black_box(&body), request::Level::Light).is_ok();
+    bencher.counter(BytesCount::new(body.len())).bench(judge);
+}
+
+#[divan::bench(args = [1 << 10, 64 << 10])]
+fn judge_conversation(bencher: Bencher<'_, '_>, size: usize) {
+    let body = conversation(size);
+    let judge = || request::read(Endpoint::Chat, black_box(&body), request::Level::Light).is_ok();
+    bencher.counter(BytesCount::new(body.len())).bench(judge);
+}
+
 /// With one long string and with many short turns: `"content"` before `"role"` moves each of them.
 #[divan::bench(args = [1 << 10, 64 << 10])]
 fn canonical_request(bencher: Bencher<'_, '_>, size: usize) {
@@ -91,6 +109,46 @@ fn canonical(bencher: Bencher<'_, '_>, body: &[u8]) {
     bencher.counter(BytesCount::new(body.len())).bench_local(|| {
         out.clear();
         canonicaliser.write(black_box(body), &omit, &mut out).is_ok()
+    });
+}
+
+/// What edits add to the scan: a limit that is given, and everything with a body that has no white space.
+#[divan::bench(args = [Edits::Limits, Edits::All])]
+fn edit_conversation_64k(bencher: Bencher<'_, '_>, edits: Edits) {
+    edit(bencher, &conversation(64 << 10), edits);
+}
+
+/// As `json.dumps(body, indent=2)` writes it: an eighth of it is white space.
+#[divan::bench(args = [Edits::Limits, Edits::All])]
+fn edit_indented_64k(bencher: Bencher<'_, '_>, edits: Edits) {
+    let value: serde_json::Value = serde_json::from_slice(&conversation(56 << 10)).unwrap_or_default();
+    edit(bencher, &serde_json::to_vec_pretty(&value).unwrap_or_default(), edits);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Edits {
+    Limits,
+    All,
+}
+
+fn edit(bencher: Bencher<'_, '_>, body: &[u8], edits: Edits) {
+    let all = matches!(edits, Edits::All);
+    let prompt = ("terse".into(), "You are terse.".into());
+    let plan = Plan::new(&config::Normalize {
+        validate: config::Validate::Off,
+        minify: all,
+        nulls: all,
+        dedupe_images: false,
+        max_tokens_cap: Some(4096),
+        default_max_tokens: Some(256),
+        strip: if all { vec!["user".to_owned(), "metadata.trace".to_owned()] } else { Vec::new() },
+        system_prompts: if all { [prompt].into() } else { [].into() },
+        max_pixels: None,
+        isolate_prefix_cache: false,
+    });
+    bencher.counter(BytesCount::new(body.len())).bench(|| {
+        let edits = plan.edits(Endpoint::Chat, black_box(body), None).unwrap_or_default();
+        edits.apply(body).len()
     });
 }
 

@@ -5,7 +5,7 @@
 //! operator's causes stay in `source()`. Configuration problems and start-up failures are other types: they never
 //! meet a request.
 
-use std::{error::Error as StdError, fmt, sync::Arc};
+use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
 /// A boxed cause.
 pub type Cause = Box<dyn StdError + Send + Sync>;
@@ -19,7 +19,7 @@ struct Inner {
     backend: Option<Arc<str>>,
     retry: Retry,
     retry_after: Option<std::time::Duration>,
-    param: Option<&'static str>,
+    param: Option<Cow<'static, str>>,
     source: Option<Cause>,
 }
 
@@ -28,6 +28,8 @@ struct Inner {
 pub enum Kind {
     /// The request is malformed or ambiguous.
     BadRequest,
+    /// The body is one that no engine would take.
+    InvalidBody,
     /// The path is outside `routing.passthrough`.
     EndpointNotAllowed,
     /// The body is over `limits.request_body`.
@@ -147,8 +149,8 @@ impl Error {
 
     /// The request field that is at fault.
     #[must_use]
-    pub fn param(mut self, name: &'static str) -> Self {
-        self.0.param = Some(name);
+    pub fn param(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.0.param = Some(name.into());
         self
     }
 
@@ -161,7 +163,7 @@ impl Error {
             backend: self.0.backend.clone(),
             retry: self.0.retry,
             retry_after: self.0.retry_after,
-            param: self.0.param,
+            param: self.0.param.clone(),
             source: None,
         }))
     }
@@ -192,8 +194,8 @@ impl Error {
     }
 
     /// The request field that is at fault.
-    pub fn request_param(&self) -> Option<&'static str> {
-        self.0.param
+    pub fn request_param(&self) -> Option<&str> {
+        self.0.param.as_deref()
     }
 }
 
@@ -202,8 +204,9 @@ impl Kind {
     pub fn origin(self) -> Origin {
         use Kind::*;
         match self {
-            BadRequest | EndpointNotAllowed | PayloadTooLarge | UnsupportedCoding | RequestTimeout | ModelNotFound
-            | ResponseNotFound | UpgradeRequired | UpgradeRefused | LoopDetected | NotCached | ClientGone => Origin::Downstream,
+            BadRequest | InvalidBody | EndpointNotAllowed | PayloadTooLarge | UnsupportedCoding | RequestTimeout
+            | ModelNotFound | ResponseNotFound | UpgradeRequired | UpgradeRefused | LoopDetected | NotCached
+            | ClientGone => Origin::Downstream,
             QueueFull | QueueTimeout | BodyMemory | NoHealthyBackend | DeadlineExceeded | Internal => Origin::Gateway,
             UpstreamConnect | UpstreamReset | UpstreamProtocol | UpstreamFailed | UpstreamTimeout | UpstreamSilent
             | StreamCut => Origin::Upstream,

@@ -97,3 +97,79 @@ fn schema_is_a_json_schema() {
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
     assert_eq!(schema["additionalProperties"], false);
 }
+
+/// Runs `sluicegate normalize` with `config` in a file and `body` on stdin.
+fn normalize(name: &str, config: &str, arguments: &[&str], body: &str) -> Output {
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("normalize-{name}.yaml"));
+    std::fs::write(&file, format!("{GOOD}{config}")).unwrap();
+    let mut all = vec!["normalize", "--config", file.to_str().unwrap()];
+    all.extend_from_slice(arguments);
+    run(&all, body)
+}
+
+const EDITS: &str = "routing: {aliases: {gpt: llama}}\n\
+    normalize: {minify: true, max_tokens_cap: 100, strip: [user], system_prompts: {terse: Be terse.}}\n";
+
+#[test]
+fn normalize_prints_what_would_be_sent_and_why() {
+    let body = "{ \"model\": \"gpt\", \"user\": \"u-1\", \"system_prompt\": \"terse\",\n  \"messages\": [] }";
+    let output = normalize("why", EDITS, &[], body);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(
+        text(&output.stdout),
+        r#"{"max_tokens":100,"model":"llama","messages":[{"role":"system","content":"Be terse."}]}"#
+    );
+    let told = text(&output.stderr);
+    assert!(told.starts_with("POST /v1/chat/completions: 77 bytes came, 87 would be sent\n"), "{told}");
+    for (edit, path, change) in [
+        ("max_tokens_cap", "max_tokens", "+17"),
+        ("alias", "model", "+2"),
+        ("strip", "user", "-15"),
+        ("system_prompts", "messages", "+39"),
+        ("minify", "everywhere", "-7"),
+    ] {
+        let line = told.lines().find(|line| line.starts_with(edit) && line.contains(path));
+        assert!(line.is_some_and(|line| line.contains(change)), "{edit}: {told}");
+    }
+}
+
+#[test]
+fn normalize_prints_json_for_programs() {
+    let output = normalize("json", EDITS, &["--json"], r#"{"max_completion_tokens":500}"#);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let edits = serde_json::json!([{"edit": "max_tokens_cap", "path": "max_completion_tokens", "saved": 0}]);
+    assert_eq!(report, serde_json::json!({"body": r#"{"max_completion_tokens":100}"#, "edits": edits, "problems": []}));
+    assert_eq!(text(&output.stderr), "");
+}
+
+#[test]
+fn normalize_exits_1_when_the_body_would_be_refused() {
+    let body = r#"{"system_prompt":"none","messages":[]}"#;
+    let output = normalize("refused", EDITS, &[], body);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), ""));
+    let told = text(&output.stderr);
+    assert!(
+        told.contains("refused with 400") && told.contains("at system_prompt: there is no system prompt"),
+        "{told}"
+    );
+    let output = normalize("refused-json", EDITS, &["--json"], body);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &report["body"]), (Some(1), &serde_json::Value::Null));
+    assert_eq!(report["problems"][0]["param"], "system_prompt");
+}
+
+#[test]
+fn normalize_works_without_a_configuration_and_for_other_paths() {
+    let body =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"\\u0041\"}], \"max_tokens\":1e1, \"model\": \"m\"}\n";
+    let output = run(&["normalize"], body);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), body), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).ends_with("nothing is edited\n"));
+    let output = normalize("path", EDITS, &["--path", "/v1/responses"], r#"{"input":"x"}"#);
+    assert_eq!(text(&output.stdout), r#"{"max_output_tokens":100,"input":"x"}"#);
+    // Another path passes through, but for the alias.
+    let output = normalize("other", EDITS, &["--path", "/v1/other"], r#"{ "model":"gpt", "user":1 }"#);
+    assert_eq!(text(&output.stdout), r#"{ "model":"llama", "user":1 }"#);
+    assert_eq!(run(&["normalize", "--path", "v1"], "").status.code(), Some(64));
+    assert_eq!(normalize("broken", "bogus: 1\n", &[], "{}").status.code(), Some(2));
+}

@@ -40,6 +40,7 @@ use crate::{
         headers::Via,
         memory::Memory,
         route,
+        salt::Salts,
     },
     runtime::{
         descriptors,
@@ -116,6 +117,8 @@ struct Shared {
     queue: Arc<route::Queue>,
     budget: Arc<route::Budget>,
     cache: Arc<caching::Shared>,
+    /// For backends' prefix caches.
+    salts: Salts,
     /// Asks the control plane to read the model lists again.
     refresh: mpsc::Sender<Refresh>,
     via: Via,
@@ -195,6 +198,7 @@ impl App {
                 Keys::new(config.cache.key.as_ref()),
                 remote.clone().map(|remote| Box::new(remote) as Box<dyn SecondTier>),
             )),
+            salts: Salts::new(config.cache.key.as_ref()),
             refresh,
             fleet,
             own: Arc::default(),

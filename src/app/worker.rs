@@ -21,13 +21,13 @@ use crate::{
         compress::{Compress, Pool},
         headers::Forwarded,
         local::Local,
-        normalize::{Counters as PayloadCounters, Images, Settings},
+        normalize::{Counters as PayloadCounters, Images, Rules, Settings, edit},
         observe::{Ids, Metrics, Observe},
         resume::{Counters as ResumeCounters, Forms, Moves, Resume},
         route,
         stack::{self, Pieces},
         transcript::Desk,
-        upstream::{Targets, Upstream},
+        upstream::{Counters as OwnCounters, Own, Targets, Upstream},
     },
     runtime::{drain::Phase, ticker::Ticker},
     telemetry::{
@@ -49,6 +49,8 @@ struct Worker {
     desk: Rc<Desk>,
     cached: Rc<CacheCounters>,
     encoders: Rc<Pool>,
+    edited: Rc<edit::Counters>,
+    own: OwnCounters,
     /// The streams under way.
     moves: Rc<Moves>,
     resumes: Rc<ResumeCounters>,
@@ -133,6 +135,7 @@ impl Worker {
         let (desk, cached) = (Desk::new(), CacheCounters::new(table.clone()));
         let encoders = Pool::new(shared.encoders.clone(), &table);
         encoders.tidy(&ticker);
+        let (edited, own) = (Rc::new(edit::Counters::new(&table)), OwnCounters::new(&table));
         let targets = Rc::default();
         let payloads = Rc::new(PayloadCounters::new(&table));
         let (moves, resumes, mute) = (Moves::new(), Rc::new(ResumeCounters::new(&table)), Rc::default());
@@ -147,6 +150,8 @@ impl Worker {
             desk: &desk,
             cached: &cached,
             encoders: &encoders,
+            edited: &edited,
+            own: &own,
             moves: &moves,
             resumes: &resumes,
             payloads: &payloads,
@@ -165,6 +170,8 @@ impl Worker {
             desk,
             cached,
             encoders,
+            edited,
+            own,
             moves,
             resumes,
             payloads,
@@ -202,6 +209,8 @@ impl Worker {
                 desk: &self.desk,
                 cached: &self.cached,
                 encoders: &self.encoders,
+                edited: &self.edited,
+                own: &self.own,
                 moves: &self.moves,
                 resumes: &self.resumes,
                 payloads: &self.payloads,
@@ -225,6 +234,8 @@ struct Parts<'a> {
     desk: &'a Rc<Desk>,
     cached: &'a Rc<CacheCounters>,
     encoders: &'a Rc<Pool>,
+    edited: &'a Rc<edit::Counters>,
+    own: &'a OwnCounters,
     moves: &'a Rc<Moves>,
     resumes: &'a Rc<ResumeCounters>,
     payloads: &'a Rc<PayloadCounters>,
@@ -255,7 +266,9 @@ impl Parts<'_> {
             normalize: Rc::new(Settings {
                 via: shared.via.clone(),
                 passthrough: config.routing.passthrough.clone(),
-                aliases: config.routing.aliases.iter().cloned().collect(),
+                rules: Rules::new(config),
+                edited: Rc::clone(self.edited),
+                salts: config.normalize.isolate_prefix_cache.then_some(shared.salts),
                 cap: config.limits.request_body,
                 memory: shared.memory.clone(),
                 total: config.timeouts.total,
@@ -289,6 +302,10 @@ impl Parts<'_> {
                 timeouts: config.timeouts,
                 response_ids: shared.response_ids.clone(),
                 targets: Rc::clone(self.targets),
+                own: Own {
+                    limits: config.normalize.max_tokens_cap.or(config.normalize.default_max_tokens).is_some(),
+                    counters: self.own.clone(),
+                },
             }),
         })
     }

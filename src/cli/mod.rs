@@ -18,6 +18,7 @@ pub mod check;
 pub mod demo;
 pub mod drain;
 pub mod healthcheck;
+pub mod normalize;
 mod remote;
 pub mod schema;
 pub mod serve;
@@ -60,6 +61,8 @@ enum Command {
     Healthcheck(healthcheck::Args),
     /// Prints the JSON Schema of the configuration
     Schema(schema::Args),
+    /// Shows what would be sent for a body on stdin, and why
+    Normalize(normalize::Args),
     /// Shows the gateway at work: simulated backends that are taken away, and clients that do not notice
     Demo(demo::Args),
     /// Runs one simulated OpenAI-compatible backend
@@ -126,6 +129,7 @@ pub fn main() -> ExitCode {
             Command::Drain(args) => drain::run(&args),
             Command::Healthcheck(args) => healthcheck::run(&args),
             Command::Schema(args) => schema::run(&args),
+            Command::Normalize(args) => normalize::run(&args),
             Command::Demo(args) => demo::start(args),
             Command::Sim(args) => sim::run(args),
         },
@@ -139,7 +143,12 @@ pub fn main() -> ExitCode {
 
 /// Data, to stdout. A reader that has seen enough (`| head`) is no failure.
 fn print(text: &str) -> Result<(), ExitCode> {
-    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+    print_bytes(text.as_bytes())
+}
+
+/// Data that need not be text.
+fn print_bytes(data: &[u8]) -> Result<(), ExitCode> {
+    match io::stdout().write_all(data).and_then(|()| io::stdout().flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
             talk(&format!("sluicegate: cannot write to stdout: {e}\n"));
             Err(ExitCode::from(FAILED))

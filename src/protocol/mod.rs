@@ -5,6 +5,7 @@
 //! | [`coding`] | names of content codings |
 //! | [`endpoint`] | method and path → what is asked for, and the dialect its errors are told in |
 //! | [`json`] | a few members of a body in one pass over its bytes, without a tree |
+//! | [`request`] | a whole body at once: whether it is one that the engines take, and what it asks for |
 //! | [`multipart`], [`query`] | the model's name where it is not in JSON |
 //! | [`sse`], [`ndjson`] | events of a stream, however its bytes are split |
 //! | [`usage`] | tokens, finish reasons, errors and wholeness of answers |
@@ -23,5 +24,6 @@ pub mod ndjson;
 pub mod openai;
 pub mod query;
 pub mod rename;
+pub mod request;
 pub mod sse;
 pub mod usage;

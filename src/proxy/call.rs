@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, uri::PathAndQuery};
 use http_body::Body as _;
 use tokio::time::Instant;
 
-use super::{headers, memory::Reservation, record::Record, seen::Said};
+use super::{headers, memory::Reservation, record::Record, salt::Salt, seen::Said};
 use crate::{body::Body, error::Error, fleet::Backend, protocol::endpoint::Endpoint};
 
 /// A normalised request. Made once by `normalize`, shared (not copied) by the attempts that `route` makes of it.
@@ -27,6 +27,10 @@ pub struct Call {
     pub model: Option<Arc<str>>,
     /// The alias the client used for it: answers are renamed back.
     pub alias: Option<Arc<str>>,
+    /// The payload is not what came.
+    pub edited: bool,
+    /// What keeps its tenant apart from others in a backend's prefix cache, where they are to be.
+    pub salt: Option<Salt>,
     /// Whether a streamed answer was asked for.
     pub stream: bool,
     /// What else its body says of the answer it wants.

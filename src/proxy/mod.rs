@@ -24,6 +24,7 @@ pub mod record;
 pub mod respond;
 pub mod resume;
 pub mod route;
+pub mod salt;
 pub mod seen;
 pub mod stack;
 pub mod transcript;

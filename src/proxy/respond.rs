@@ -68,6 +68,8 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 pub const TABLE: &[Row] = &[
     row(Kind::BadRequest, StatusCode::BAD_REQUEST, INVALID, "bad_request", Some("http_request_error"), true,
         "The request is malformed or ambiguous; the message says where."),
+    row(Kind::InvalidBody, StatusCode::BAD_REQUEST, INVALID, "invalid_body", Some("http_request_error"), false,
+        "The body is not JSON, or not what `normalize.validate` lets pass (docs/payload.md); the message says what is wrong, `param` where."),
     row(Kind::EndpointNotAllowed, StatusCode::NOT_FOUND, INVALID, "endpoint_not_allowed", Some("http_request_denied"), true,
         "The path is outside `routing.passthrough`."),
     row(Kind::PayloadTooLarge, StatusCode::PAYLOAD_TOO_LARGE, INVALID, "payload_too_large", Some("http_request_denied"), true,

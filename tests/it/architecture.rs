@@ -35,7 +35,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    ("cli", &["app", "config", "sim", "control", "proxy", "client", "runtime", "telemetry"]),
+    (
+        "cli",
+        &["app", "config", "sim", "control", "proxy", "client", "protocol", "runtime", "error", "body", "telemetry"],
+    ),
 ];
 
 /// Folders of `proxy/` that meet in `stack.rs` alone.

@@ -8,6 +8,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use image::{ExtendedColorType, ImageEncoder as _, codecs::png::PngEncoder};
+use sluicegate::sim::{Fault, Kind};
 
 use crate::support::{Answer, Exchange, Gateway, coded::encode, sim};
 
@@ -170,6 +171,24 @@ fn images_become_as_small_as_the_model_needs_them() {
     gate.until("/metrics", |text| text.contains("sluicegate_payload_edits_total{edit=\"images\"} 1\n"));
     let saved = gate.metric(r#"sluicegate_payload_saved_bytes_total{edit="images"}"#);
     assert_eq!(saved, (large.len() - sent.len()) as f64);
+}
+
+#[test]
+fn a_body_is_held_no_longer_than_it_may_be_sent_again() {
+    let sim = sim(|_| {});
+    for (config, held) in [("resume: {mode: off}\n", false), ("", true)] {
+        let gate = Gateway::new(&[&sim], config).healthy();
+        sim.fault(Fault::new(Kind::Stall).after(3).times(1));
+        let body = CHAT.replace("\"max_tokens\":2", "\"max_tokens\":9,\"stream\":true");
+        let mut stream = gate.start(PATH, &body);
+        stream.until("\"content\":");
+        // A stream that may have to go on elsewhere needs its question to its end.
+        let bytes = if held { body.len() } else { 0 };
+        gate.until("/metrics", |text| text.contains(&format!("sluicegate_body_memory_bytes {bytes}\n")));
+        sim.release();
+        assert!(stream.finish().whole);
+        gate.until("/metrics", |text| text.contains("sluicegate_body_memory_bytes 0\n"));
+    }
 }
 
 /// What a client sees that writes all of `bytes` before it reads.

@@ -1,6 +1,10 @@
 //! Documentation that is a table of the code. `UPDATE=1 cargo test` rewrites it.
 
-use sluicegate::proxy::respond::TABLE;
+use http::Method;
+use sluicegate::{
+    protocol::endpoint::Endpoint,
+    proxy::{normalize::edit::nullable, respond::TABLE},
+};
 
 const INTRODUCTION: &str = "\
 # Errors
@@ -109,4 +113,34 @@ fn metrics_are_documented() {
         written == text,
         "docs/metrics.md is not the table of src/telemetry/metrics/name.rs; UPDATE=1 cargo test rewrites it"
     );
+}
+
+#[test]
+fn nullable_fields_are_documented() {
+    let written = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/payload.md")).unwrap();
+    for path in ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"] {
+        let fields = nullable(Endpoint::of(&Method::POST, path)).iter().map(|field| format!("`{field}`"));
+        let row = format!("| `{path}` | {} |", fields.collect::<Vec<_>>().join(" "));
+        assert!(written.lines().any(|line| line == row), "docs/payload.md needs this row:\n{row}");
+    }
+    assert!(nullable(Endpoint::Messages).is_empty());
+}
+
+#[test]
+fn bounds_are_documented() {
+    use sluicegate::protocol::request::BOUNDS;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/payload.md");
+    let (begin, end) = ("<!-- bounds: kept true by a test -->\n", "<!-- /bounds -->");
+    let mut table = String::from("| what | most | why no more |\n|---|--:|---|\n");
+    for bound in BOUNDS {
+        table += &format!("| {} | {} | {} |\n", bound.what, bound.most, bound.why);
+    }
+    let written = std::fs::read_to_string(path).unwrap();
+    let (head, rest) = written.split_once(begin).expect("the mark of the table");
+    let (old, tail) = rest.split_once(end).expect("the mark of its end");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, format!("{head}{begin}{table}{end}{tail}")).unwrap();
+    } else {
+        assert!(old == table, "docs/payload.md is not the table of protocol/request; UPDATE=1 cargo test rewrites it");
+    }
 }

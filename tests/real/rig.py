@@ -139,15 +139,16 @@ class Process:
 class Engine(Process):
     """One llama.cpp replica. `kill()` and `start()` again give a fresh one on the same port."""
 
-    def __init__(self, name: str, slots: int = 4):
+    def __init__(self, name: str, slots: int = 4, *flags: str):
         super().__init__(name)
         self.port = free_port()
         self.slots = slots
+        self.flags = flags
         self.url = f"http://127.0.0.1:{self.port}"
 
     def command(self) -> list[str]:
         serve = [sys.executable, str(HERE / "engine.py"), "serve"]
-        return serve + ["--model", str(MODEL_FILE), "--port", str(self.port), "--slots", str(self.slots)]
+        return serve + ["--model", str(MODEL_FILE), "--port", str(self.port), "--slots", str(self.slots), *self.flags]
 
     def is_up(self) -> bool:
         return fetch(f"{self.url}/health")[0] == 200

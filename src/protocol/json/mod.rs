@@ -1,14 +1,16 @@
-//! Reads a few members of a JSON body in one pass over its bytes, and edits one string of it in place.
+//! Reads a few members of a JSON body in one pass over its bytes, and edits it by splices.
 //!
 //! No tree is built and nothing is written back: unknown members, number spellings, key order and white space reach
 //! the other side as they came. The check is *light*: the text is UTF-8, the structure is RFC 8259's, strings are
-//! closed, numbers and literals are well-formed. Control characters and bad escapes inside strings are not looked
-//! for; engines differ in what they take there, and the body is theirs to judge.
+//! closed, numbers and literals are well-formed. Control characters and bad escapes inside strings are looked for where
+//! a body is judged ([`super::request`]), not here.
 
 use std::{borrow::Cow, fmt, ops::Range};
 
 mod canonical;
+mod edits;
 mod object;
+mod path;
 mod read;
 mod text;
 
@@ -16,12 +18,20 @@ mod text;
 mod tests;
 
 pub use canonical::{Canonicaliser, Notes, Omit, Unfit};
+pub use edits::{Edits, Splice};
 pub(crate) use object::{Member, Object, Raw, Writer};
+pub use path::path_at;
 pub(crate) use read::{Reader, Text};
 pub use text::{decode, write_string};
 
 /// Deepest nesting that is followed. Python's parser ends near 1,000, pydantic's at 200.
 pub const MAX_DEPTH: usize = 512;
+
+/// Most members in all objects of a body that is judged. The largest real ones name each token of a vocabulary once.
+pub const MAX_KEYS: usize = 1_000_000;
+
+const TOO_DEEP: &str = "nested too deeply: at most 512 levels are read";
+const TOO_MANY: &str = "too many members: at most 1000000 are read";
 
 /// Why a body is not the JSON it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +55,7 @@ impl std::error::Error for Malformed {}
 pub struct Value<'a> {
     /// Escapes resolved.
     pub text: Cow<'a, str>,
-    /// The literal in the body, both quotes included: what [`replace_model`] takes.
+    /// The literal in the body, both quotes included.
     pub span: Range<usize>,
 }
 
@@ -135,13 +145,4 @@ impl<'a> Fields<'a> {
         }
         Ok(())
     }
-}
-
-/// `body` with the string literal at `span` (from [`Value::span`]) replaced by `new`, escaped. Every other byte stays.
-pub fn replace_model(body: &[u8], span: &Range<usize>, new: &str) -> Vec<u8> {
-    let mut out = Vec::with_capacity(body.len() - span.len() + new.len() + 2);
-    out.extend_from_slice(&body[..span.start]);
-    write_string(&mut out, new);
-    out.extend_from_slice(&body[span.end..]);
-    out
 }

@@ -4,15 +4,24 @@ use std::{borrow::Cow, ops::Range};
 
 use memchr::memchr2;
 
-use super::{MAX_DEPTH, Malformed, text::decode};
+use super::{MAX_DEPTH, MAX_KEYS, Malformed, TOO_DEEP, TOO_MANY, text::decode};
 
 /// Stands at one byte of a text and moves over it, value by value. Every method skips white space first and leaves
 /// the cursor behind what it read.
-#[derive(Debug)]
-pub(crate) struct Reader<'a> {
+///
+/// A `STRICT` one also judges the insides of strings (control characters, escapes) and counts members and levels.
+#[derive(Clone, Debug)]
+pub(crate) struct Reader<'a, const STRICT: bool = false> {
     bytes: &'a [u8],
     at: usize,
+    /// Members so far.
+    keys: usize,
+    /// Levels that the caller opened itself.
+    depth: usize,
 }
+
+/// Before the text, RFC 8259 §8.1 lets a parser skip it, and the engines' do.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A string literal: its inside, still escaped, and where it lies.
 #[derive(Clone, Copy, Debug)]
@@ -60,12 +69,66 @@ impl<'a> Text<'a> {
 impl<'a> Reader<'a> {
     /// Stands at the first byte.
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
+        Self::start(bytes)
     }
 
     /// Stands at byte `at`, which must be the start of a token.
     pub(crate) fn from(bytes: &'a [u8], at: usize) -> Self {
-        Self { bytes, at }
+        Self { bytes, at, keys: 0, depth: 0 }
+    }
+}
+
+impl<'a> Reader<'a, true> {
+    /// Stands at the first byte and judges all it moves over. The text must be UTF-8.
+    pub(crate) fn strict(bytes: &'a [u8]) -> Self {
+        Self::start(bytes)
+    }
+
+    /// Steps into the array or object whose opening byte was peeked at. `true` = it has no elements and is behind us.
+    #[inline]
+    pub(crate) fn open(&mut self, close: u8) -> Result<bool, Malformed> {
+        if self.depth == MAX_DEPTH {
+            return Err(self.fail(TOO_DEEP));
+        }
+        self.at += 1;
+        if self.peek()? == close {
+            self.at += 1;
+            return Ok(true);
+        }
+        self.depth += 1;
+        Ok(false)
+    }
+
+    /// After an element: `true` = that was the last, and the cursor is behind the closing byte.
+    #[inline]
+    pub(crate) fn last(&mut self, close: u8) -> Result<bool, Malformed> {
+        let last = self.closes(close)?;
+        self.depth -= usize::from(last);
+        Ok(last)
+    }
+
+    /// The string whose opening quote was peeked at.
+    #[inline]
+    pub(crate) fn quoted(&mut self) -> Result<Text<'a>, Malformed> {
+        self.string()
+    }
+
+    /// A member's name and its colon.
+    #[inline]
+    pub(crate) fn name(&mut self) -> Result<Text<'a>, Malformed> {
+        self.key()
+    }
+}
+
+impl<'a, const STRICT: bool> Reader<'a, STRICT> {
+    fn start(bytes: &'a [u8]) -> Self {
+        let at = if bytes.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+        Self { bytes, at, keys: 0, depth: 0 }
+    }
+
+    /// All of the text.
+    pub(crate) fn whole(&self) -> &'a [u8] {
+        self.bytes
     }
 
     /// The offset in bytes.
@@ -230,6 +293,15 @@ impl<'a> Reader<'a> {
         self.skip().map(|()| present)
     }
 
+    /// Steps over any value: where it lies.
+    #[inline]
+    pub(crate) fn span(&mut self) -> Result<Range<usize>, Malformed> {
+        self.peek()?;
+        let start = self.at;
+        self.skip()?;
+        Ok(start..self.at)
+    }
+
     /// Steps over any value.
     #[inline]
     pub(crate) fn skip(&mut self) -> Result<(), Malformed> {
@@ -282,9 +354,10 @@ impl<'a> Reader<'a> {
     }
 
     fn enter(&mut self, open: &mut Levels, object: bool) -> Result<(), Malformed> {
-        if !open.enter(object) {
-            return Err(self.fail("nested too deeply"));
+        if open.depth + self.depth >= MAX_DEPTH {
+            return Err(self.fail(TOO_DEEP));
         }
+        open.enter(object);
         self.at += 1;
         Ok(())
     }
@@ -306,6 +379,12 @@ impl<'a> Reader<'a> {
         if self.peek()? != b'"' {
             return Err(self.fail("a member's name is expected"));
         }
+        if STRICT {
+            self.keys += 1;
+            if self.keys > MAX_KEYS {
+                return Err(self.fail(TOO_MANY));
+            }
+        }
         let key = self.string()?;
         if self.peek()? != b':' {
             return Err(self.fail("a colon is expected"));
@@ -321,15 +400,36 @@ impl<'a> Reader<'a> {
         let mut from = start;
         let mut escaped = false;
         loop {
-            let found = self.bytes.get(from..).and_then(quote_or_backslash);
+            let rest = self.bytes.get(from..);
+            let found = if STRICT { rest.and_then(special) } else { rest.and_then(quote_or_backslash) };
             let Some(found) = found else { return Err(self.fail("a string is not closed")) };
             let end = from + found;
-            if self.bytes[end] == b'"' {
-                self.at = end + 1;
-                return Ok(Text { raw: &self.bytes[start..end], start, escaped });
+            match self.bytes[end] {
+                b'"' => {
+                    self.at = end + 1;
+                    return Ok(Text { raw: &self.bytes[start..end], start, escaped });
+                }
+                b'\\' if !STRICT => from = end + 2,
+                b'\\' => from = end + self.escape(end)?,
+                _ => {
+                    self.at = end;
+                    return Err(self.fail("a control character in a string must be escaped, as \\n or \\u000a"));
+                }
             }
             escaped = true;
-            from = end + 2;
+        }
+    }
+
+    /// How many bytes the escape at `at` has, the backslash included.
+    fn escape(&mut self, at: usize) -> Result<usize, Malformed> {
+        let rest = &self.bytes[at + 1..];
+        match rest.first() {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(2),
+            Some(b'u') if rest.get(1..5).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) => Ok(6),
+            _ => {
+                self.at = at;
+                Err(self.fail("JSON has no such escape in strings; a backslash itself is \\\\"))
+            }
         }
     }
 
@@ -391,6 +491,18 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Behind the closing quote of the string that opens at `at`; `None` when it is not closed.
+pub(super) fn end_of_string(json: &[u8], at: usize) -> Option<usize> {
+    let mut from = at + 1;
+    loop {
+        let found = from + json.get(from..).and_then(quote_or_backslash)?;
+        if json[found] == b'"' {
+            return Some(found + 1);
+        }
+        from = found + 2;
+    }
+}
+
 /// Most strings are keys and short values: two looks at eight bytes each are cheaper than setting up a vector search.
 #[inline]
 fn quote_or_backslash(bytes: &[u8]) -> Option<usize> {
@@ -406,6 +518,44 @@ fn quote_or_backslash(bytes: &[u8]) -> Option<usize> {
     memchr2(b'"', b'\\', &bytes[at..]).map(|found| at + found)
 }
 
+/// Where the first byte stands that ends a string, begins an escape, or may not be in one.
+#[inline]
+fn special(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while at < 2 * WORD
+        && let Some(word) = bytes[at..].first_chunk::<WORD>()
+    {
+        if let Some(found) = special_in_word(u64::from_le_bytes(*word)) {
+            return Some(at + found);
+        }
+        at += WORD;
+    }
+    let rest = &bytes[at..];
+    let end = memchr2(b'"', b'\\', rest);
+    let inside = &bytes[..at + end.unwrap_or(rest.len())];
+    if has_control(inside, at) {
+        return inside.iter().position(|byte| *byte < b' ');
+    }
+    end.map(|found| at + found)
+}
+
+/// Whether a byte below a space stands in `bytes` from `at` on; those before are known to be none. Sixteen lanes and no
+/// early end compile to vector instructions, and so that nothing is left over, the last sixteen may overlap.
+#[inline]
+fn has_control(bytes: &[u8], at: usize) -> bool {
+    const LANES: usize = 2 * WORD;
+    let (Some(last), true) = (bytes.last_chunk::<LANES>(), at < bytes.len()) else {
+        return bytes[at..].iter().any(|byte| *byte < b' ');
+    };
+    let mut least = *last;
+    for chunk in bytes[at..].as_chunks::<LANES>().0 {
+        for (least, byte) in least.iter_mut().zip(chunk) {
+            *least = (*least).min(*byte);
+        }
+    }
+    least.iter().fold(u8::MAX, |least, byte| least.min(*byte)) < b' '
+}
+
 const WORD: usize = size_of::<u64>();
 
 /// Where the first quote or backslash stands in eight bytes, the lowest first. Subtracting one from every byte borrows
@@ -418,6 +568,15 @@ fn in_word(word: u64) -> Option<usize> {
     (marks != 0).then(|| marks.trailing_zeros() as usize / 8)
 }
 
+/// As [`in_word`], with the bytes below a space.
+#[inline]
+fn special_in_word(word: u64) -> Option<usize> {
+    const EACH: u64 = u64::MAX / 0xff;
+    let below = |bytes: u64, least: u8| bytes.wrapping_sub(EACH * u64::from(least)) & !bytes & (EACH << 7);
+    let marks = below(word ^ (EACH * b'"' as u64), 1) | below(word ^ (EACH * b'\\' as u64), 1) | below(word, b' ');
+    (marks != 0).then(|| marks.trailing_zeros() as usize / 8)
+}
+
 /// The kinds of the open levels, a bit each.
 #[derive(Default)]
 struct Levels {
@@ -426,10 +585,8 @@ struct Levels {
 }
 
 impl Levels {
-    fn enter(&mut self, object: bool) -> bool {
-        if self.depth == MAX_DEPTH {
-            return false;
-        }
+    /// There must be room for one more.
+    fn enter(&mut self, object: bool) {
         let (word, bit) = (self.depth / 64, 1 << (self.depth % 64));
         if object {
             self.objects[word] |= bit;
@@ -437,7 +594,6 @@ impl Levels {
             self.objects[word] &= !bit;
         }
         self.depth += 1;
-        true
     }
 
     fn leave(&mut self) {

@@ -99,15 +99,20 @@ fn what_is_not_one_object_is_malformed_and_says_where() {
 fn nesting_has_a_bound() {
     let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
     assert!(scan(nested(MAX_DEPTH).as_bytes()).is_ok());
-    assert_eq!(scan(nested(MAX_DEPTH + 1).as_bytes()).unwrap_err().what, "nested too deeply");
+    assert_eq!(scan(nested(MAX_DEPTH + 1).as_bytes()).unwrap_err().what, TOO_DEEP);
+    assert!(TOO_DEEP.contains(&MAX_DEPTH.to_string()) && TOO_MANY.contains(&MAX_KEYS.to_string()));
 }
 
 #[test]
 fn replacing_the_model_leaves_every_other_byte() {
     let body = br#"{ "a":1.0, "model" : "x\"y" ,"b":"z"}"#;
     let span = scan(body).unwrap().model.unwrap().span;
-    let new = replace_model(body, &span, "new \"one\"\n");
-    assert_eq!(new, br#"{ "a":1.0, "model" : "new \"one\"\n" ,"b":"z"}"#);
+    let mut name = Vec::new();
+    write_string(&mut name, "new \"one\"\n");
+    let mut edits = Edits::default();
+    edits.replace(span, name, ());
+    let new = edits.apply(body);
+    assert_eq!(&*new, br#"{ "a":1.0, "model" : "new \"one\"\n" ,"b":"z"}"#);
     assert_eq!(scan(&new).unwrap().model.unwrap().text, "new \"one\"\n");
 }
 

@@ -182,6 +182,8 @@ mod tests {
             payload: Payload::whole(Bytes::from_static(b"{}"), Memory::new(1 << 20).reserve()),
             model: None,
             alias: None,
+            edited: false,
+            salt: None,
             stream: false,
             asked,
             pinned: None,

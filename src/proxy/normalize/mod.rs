@@ -2,17 +2,18 @@
 //!
 //! Takes an [`Arrival`], makes a [`Call`]: hop-by-hop fields gone, ids and forwarding fields set, endpoint and model
 //! known. A body is read only where the model is in it (JSON, forms), decoded where it is in a content coding; it is
-//! scanned once and never written back. The one edit is an alias: a few bytes of the model's name.
+//! scanned once and never written back. Edits are splices over the bytes that came ([`edit`]); until one is set, an
+//! alias is the only one.
 //!
 //! Acts on the request. When the client leaves: the read is dropped, and with it its memory.
 
 mod coding;
 mod counters;
+pub mod edit;
 mod images;
 mod payload;
 
 use std::{
-    borrow::Cow,
     collections::HashMap,
     future::poll_fn,
     pin::{Pin, pin},
@@ -27,24 +28,30 @@ use http::{HeaderMap, Method, Version, header, request::Parts};
 use tokio::time::Instant;
 use tower::{Service, service_fn};
 
-use self::coding::Codings;
+use self::{
+    coding::Codings,
+    edit::{Alias, Change, Edit, Plan},
+};
 pub use self::{counters::Counters, images::Images};
 use super::{
     Arrival, Response,
     call::{Asked, Call, Payload},
     headers::{self, Via},
-    memory::Memory,
+    memory::{Memory, Reservation},
     record::Record,
+    salt::Salts,
     seen::{Said, Seen},
 };
 use crate::{
     body::Upload,
-    config::Passthrough,
+    config::{self, Passthrough, Validate},
     error::{Error, Kind},
     fleet::response_ids::ResponseIds,
     protocol::{
         endpoint::{self, Endpoint},
-        json, multipart, query,
+        json::{self, Edits, Fields},
+        multipart, query,
+        request::{self, Invalid, Level},
     },
 };
 
@@ -53,8 +60,11 @@ use crate::{
 pub struct Settings {
     pub via: Via,
     pub passthrough: Passthrough,
-    /// alias → model
-    pub aliases: HashMap<Arc<str>, Arc<str>>,
+    pub rules: Rules,
+    /// What the edits did.
+    pub edited: Rc<edit::Counters>,
+    /// What tells tenants apart in a backend's prefix cache; `None` where they may share it.
+    pub salts: Option<Salts>,
     /// `limits.request_body`
     pub cap: usize,
     pub memory: Memory,
@@ -66,6 +76,15 @@ pub struct Settings {
     pub counters: Rc<Counters>,
     /// `normalize.images`; `None` = they stay as they are.
     pub images: Option<Images>,
+}
+
+/// What is made of a body that is read, whoever reads it.
+#[derive(Debug)]
+pub struct Rules {
+    pub validate: Validate,
+    /// alias → model
+    pub aliases: HashMap<Arc<str>, Arc<str>>,
+    pub plan: Plan,
 }
 
 /// The stage.
@@ -112,6 +131,8 @@ struct Named {
     asked: Asked,
     previous: Option<String>,
     said: Option<Rc<Said>>,
+    /// The body is not as it came.
+    edited: bool,
 }
 
 impl Named {
@@ -139,6 +160,7 @@ impl Settings {
         record.model.replace(named.model.clone());
         record.stream.set(named.stream);
         let pinned = self.pinned(&record, named.previous.as_deref());
+        let salt = self.salts.map(|salts| salts.of(record.peer.identity, &head.headers));
         Ok(Call {
             endpoint: record.endpoint,
             repeatable: record.endpoint.repeatable(&head.method),
@@ -151,6 +173,8 @@ impl Settings {
             payload,
             model: named.model,
             alias: named.alias,
+            edited: named.edited,
+            salt,
             stream: named.stream,
             asked: named.asked,
             said: named.said,
@@ -186,7 +210,7 @@ impl Settings {
         let (form, coded) = form_of(head, record.endpoint);
         let asked = head.uri.query().and_then(query::model);
         if matches!(form, Form::Opaque) {
-            let named = self.named(asked.as_deref());
+            let named = self.rules.named(asked.as_deref());
             let body = payload::stream(body, self.cap, Rc::clone(record))?;
             return Ok((Payload::upload(body), named));
         }
@@ -218,22 +242,125 @@ impl Settings {
                             Box::pin(images.scale(record.endpoint, bytes, &mut share, &self.counters)).await
                         }
                     };
-                    self.json(bytes)
+                    self.json(record.endpoint, bytes, &mut share)?
                 }
             },
             Form::Multipart => self.multipart(&head.headers, bytes),
             Form::Opaque => (bytes, Named::default()),
         };
         if named.model.is_none() {
-            let by_query = self.named(asked.as_deref());
+            let by_query = self.rules.named(asked.as_deref());
             (named.model, named.alias) = (by_query.model, by_query.alias);
         }
         Ok((Payload::whole(bytes, share), named))
     }
 
-    /// One pass over a JSON body. What is not an object is left to the engine, which knows how to refuse it.
-    fn json(&self, bytes: Bytes) -> (Bytes, Named) {
-        let Ok(fields) = json::scan(&bytes) else { return (bytes, Named::default()) };
+    /// A JSON body, edited as the rules say. While there are two of it, both are counted.
+    fn json(&self, endpoint: Endpoint, bytes: Bytes, share: &mut Reservation) -> Result<(Bytes, Named), Error> {
+        let Some((mut named, edits)) = self.rules.read(endpoint, &bytes)? else { return Ok((bytes, Named::default())) };
+        let blanks = edits.blanks(&bytes);
+        if edits.is_empty() && blanks == 0 {
+            return Ok((bytes, named));
+        }
+        let length = edits.length(&bytes, blanks);
+        share.grow(bytes.len() + length)?;
+        let edited = edits.apply(&bytes);
+        drop(bytes);
+        share.shrink(length);
+        self.edited.edited(&edits, blanks);
+        if edits.splices().iter().any(|splice| splice.cause == Edit::Strip) {
+            named = self.rules.left(named, &edited);
+        }
+        named.edited = true;
+        Ok((edited, named))
+    }
+
+    fn multipart(&self, headers: &HeaderMap, bytes: Bytes) -> (Bytes, Named) {
+        let found = headers
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|content_type| multipart::model(content_type, &bytes));
+        let Some(found) = found else { return (bytes, Named::default()) };
+        let mut named = self.rules.named(Some(&found.text));
+        let (Some(_), Some(model)) = (&named.alias, &named.model) else { return (bytes, named) };
+        let edited = multipart::replace_model(&bytes, &found.span, model).into();
+        named.edited = true;
+        (edited, named)
+    }
+
+    /// The backend that issued the response id which this request refers to.
+    fn pinned(&self, record: &Record, previous: Option<&str>) -> Option<Arc<str>> {
+        let id = match record.endpoint {
+            Endpoint::Responses => previous?,
+            Endpoint::Response => endpoint::response_id(record.path.path())?,
+            _ => return None,
+        };
+        self.response_ids.issuer(id)
+    }
+}
+
+impl Rules {
+    /// What `normalize` and `routing` say.
+    pub fn new(config: &config::Config) -> Self {
+        Self {
+            validate: config.normalize.validate,
+            aliases: config.routing.aliases.iter().cloned().collect(),
+            plan: Plan::new(&config.normalize),
+        }
+    }
+
+    /// What a JSON body says, and the edits that it needs. `None` for what is no object where bodies are not judged: that
+    /// is left to the engine, which knows how to refuse it.
+    ///
+    /// # Errors
+    /// When it must not be sent.
+    fn read(&self, endpoint: Endpoint, body: &[u8]) -> Result<Option<(Named, Edits<Edit>)>, Error> {
+        let Some(fields) = self.fields(endpoint, body)? else { return Ok(None) };
+        let named = self.said(&fields);
+        let alias = match (&named.alias, &named.model, &fields.model) {
+            (Some(_), Some(model), Some(at)) => Some(Alias { at: &at.span, model }),
+            _ => None,
+        };
+        let edits = self.plan.edits(endpoint, body, alias)?;
+        Ok(Some((named, edits)))
+    }
+
+    /// The one pass over all of a body.
+    fn fields<'a>(&self, endpoint: Endpoint, body: &'a [u8]) -> Result<Option<Fields<'a>>, Error> {
+        let level = match self.validate {
+            _ if endpoint == Endpoint::Passthrough => None,
+            Validate::Off => None,
+            Validate::Light => Some(Level::Light),
+            Validate::Strict => Some(Level::Strict),
+        };
+        match level {
+            None => Ok(json::scan(body).ok()),
+            Some(level) => request::read(endpoint, body, level).map(Some).map_err(invalid),
+        }
+    }
+
+    /// What a body still says from which fields were stripped: what an engine does not hear was not said.
+    fn left(&self, named: Named, edited: &[u8]) -> Named {
+        let Ok(left) = json::scan(edited) else { return named };
+        // The model stands there resolved.
+        let there = left.model.is_some();
+        let (model, alias) = (named.model.filter(|_| there), named.alias.filter(|_| there));
+        Named { model, alias, ..self.said(&left) }
+    }
+
+    /// What would be sent in place of `body`, and why.
+    ///
+    /// # Errors
+    /// When it would be refused.
+    pub fn explain(&self, endpoint: Endpoint, body: Bytes) -> Result<(Bytes, Vec<Change>), Error> {
+        let Some((_, edits)) = self.read(endpoint, &body)? else { return Ok((body, Vec::new())) };
+        let changes = edit::changes(&body, &edits);
+        let edited = if changes.is_empty() { body } else { edits.apply(&body) };
+        Ok((edited, changes))
+    }
+
+    /// What a body says.
+    fn said(&self, fields: &Fields<'_>) -> Named {
         let mut named = self.named(fields.model.as_ref().map(|model| &*model.text));
         named.stream = fields.stream == Some(true);
         named.asked = Asked {
@@ -243,26 +370,8 @@ impl Settings {
             stateful: fields.conversation || fields.background == Some(true) || fields.previous_response_id.is_some(),
             usage: fields.include_usage == Some(true),
         };
-        named.previous = fields.previous_response_id.map(Cow::into_owned);
-        let edited = match (&named.alias, &named.model, &fields.model) {
-            (Some(_), Some(model), Some(at)) => Some(json::replace_model(&bytes, &at.span, model)),
-            _ => None,
-        };
-        (edited.map_or(bytes, Bytes::from), named)
-    }
-
-    fn multipart(&self, headers: &HeaderMap, bytes: Bytes) -> (Bytes, Named) {
-        let found = headers
-            .get(header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|content_type| multipart::model(content_type, &bytes));
-        let Some(found) = found else { return (bytes, Named::default()) };
-        let named = self.named(Some(&found.text));
-        let edited = match (&named.alias, &named.model) {
-            (Some(_), Some(model)) => Some(multipart::replace_model(&bytes, &found.span, model)),
-            _ => None,
-        };
-        (edited.map_or(bytes, Bytes::from), named)
+        named.previous = fields.previous_response_id.as_deref().map(str::to_owned);
+        named
     }
 
     fn named(&self, model: Option<&str>) -> Named {
@@ -274,15 +383,13 @@ impl Settings {
             None => Named { model: Some(model.into()), ..Named::default() },
         }
     }
+}
 
-    /// The backend that issued the response id which this request refers to.
-    fn pinned(&self, record: &Record, previous: Option<&str>) -> Option<Arc<str>> {
-        let id = match record.endpoint {
-            Endpoint::Responses => previous?,
-            Endpoint::Response => endpoint::response_id(record.path.path())?,
-            _ => return None,
-        };
-        self.response_ids.issuer(id)
+fn invalid(invalid: Invalid) -> Error {
+    let error = Error::new(Kind::InvalidBody, invalid.message);
+    match invalid.param {
+        Some(param) => error.param(param),
+        None => error,
     }
 }
 
@@ -389,12 +496,19 @@ fn patience(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::metrics::Registry;
 
     fn settings() -> Settings {
         Settings {
             via: Via::new("test"),
             passthrough: Passthrough::All,
-            aliases: HashMap::from([("alias".into(), "model".into())]),
+            rules: Rules {
+                validate: Validate::Light,
+                aliases: HashMap::from([("alias".into(), "model".into())]),
+                plan: Plan::default(),
+            },
+            edited: Rc::new(edit::Counters::new(&Registry::default().table())),
+            salts: None,
             cap: 1 << 20,
             memory: Memory::new(1 << 20),
             total: Duration::from_secs(1),
@@ -406,7 +520,8 @@ mod tests {
     }
 
     fn asked(body: &'static str) -> Asked {
-        settings().json(Bytes::from_static(body.as_bytes())).1.asked
+        let read = settings().rules.read(Endpoint::Passthrough, body.as_bytes()).expect(body);
+        read.map(|(named, _)| named.asked).unwrap_or_default()
     }
 
     #[test]
@@ -429,8 +544,24 @@ mod tests {
     }
 
     #[test]
+    fn a_body_is_judged_where_that_is_on_and_the_endpoint_known() {
+        let refused = |validate, endpoint| {
+            let rules = Rules { validate, ..settings().rules };
+            rules.read(endpoint, br#"{"messages":1}"#).err()
+        };
+        let error = refused(Validate::Light, Endpoint::Chat).expect("refused");
+        assert_eq!((error.kind(), error.request_param()), (Kind::InvalidBody, Some("messages")));
+        assert!(refused(Validate::Off, Endpoint::Chat).is_none());
+        assert!(refused(Validate::Strict, Endpoint::Passthrough).is_none());
+    }
+
+    #[test]
     fn an_alias_is_resolved_in_the_body() {
-        let (bytes, named) = settings().json(Bytes::from_static(br#"{"model":"alias","n":1.0}"#));
+        let settings = settings();
+        let mut share = settings.memory.reserve();
+        let body = Bytes::from_static(br#"{"model":"alias","n":1.0}"#);
+        let (bytes, named) = settings.json(Endpoint::Passthrough, body, &mut share).expect("it is well-formed");
+        assert!(named.edited);
         assert_eq!(bytes, r#"{"model":"model","n":1.0}"#);
         assert_eq!((named.model.as_deref(), named.alias.as_deref()), (Some("model"), Some("alias")));
     }

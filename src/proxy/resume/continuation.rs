@@ -246,6 +246,8 @@ fn again(call: &Call, record: &Rc<Record>) -> Call {
         said: None,
         model: call.model.clone(),
         alias: call.alias.clone(),
+        edited: true,
+        salt: call.salt,
         stream: true,
         asked: Asked::default(),
         ask_usage: false,

@@ -164,6 +164,8 @@ fn chat(extra: Value) -> Call {
         said: None,
         model: Some("m".into()),
         alias: None,
+        edited: false,
+        salt: None,
         stream: true,
         asked: Asked::default(),
         ask_usage: false,

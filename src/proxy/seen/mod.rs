@@ -102,7 +102,7 @@ impl Seen {
     pub fn remember(&self, call: &Call, head: &[u8], asks: &Asks) {
         let Some(body) = call.payload.bytes() else { return };
         // A body that was edited is not the one that came; and a query may name the model.
-        if body.len() > LONGEST || call.alias.is_some() || call.path.query().is_some() {
+        if body.len() > LONGEST || call.edited || call.path.query().is_some() {
             return;
         }
         let kept = &mut *self.kept.borrow_mut();

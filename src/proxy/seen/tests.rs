@@ -31,6 +31,8 @@ fn call(path: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Call {
         payload: Payload::whole(Bytes::copy_from_slice(body), Memory::new(1 << 24).reserve()),
         model: fields.model.map(|model| model.text.into()),
         alias: None,
+        edited: false,
+        salt: None,
         stream: fields.stream == Some(true),
         asked: Asked { greedy: fields.greedy, ..Asked::default() },
         said: None,
@@ -131,9 +133,9 @@ fn what_may_mean_something_else_is_not_remembered() {
     let queried = || call("/v1/chat/completions?model=m", &[], r#"{"temperature":0}"#);
     answered(&seen, &keys, queried());
     assert!(found(&seen, &queried()).is_none());
-    // The body that came named an alias.
+    // The body that came was another: it named an alias.
     let text = body(1, 10);
-    answered(&seen, &keys, Call { alias: Some("a".into()), ..call(CHAT, &[], &text) });
+    answered(&seen, &keys, Call { alias: Some("a".into()), edited: true, ..call(CHAT, &[], &text) });
     assert!(found(&seen, &call(CHAT, &[], &text)).is_none());
     let long = body(1, LONGEST);
     answered(&seen, &keys, call(CHAT, &[], &long));

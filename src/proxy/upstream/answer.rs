@@ -30,7 +30,7 @@ use crate::{
         rename::{Renamer, rename_in_answer},
         usage::{self, StreamMeter},
     },
-    proxy::{Response, call::Call},
+    proxy::{Response, call::Call, record::Record},
 };
 
 /// What the head showed.
@@ -44,16 +44,33 @@ pub(super) struct Seen {
     pub(super) told: bool,
 }
 
+/// What the answer's way needs of its call. The call itself, and with it the request's body, is held only by those who
+/// may send it again.
+struct About {
+    endpoint: Endpoint,
+    stream: bool,
+    alias: Option<Arc<str>>,
+    record: Rc<Record>,
+}
+
+impl About {
+    fn of(call: &Call) -> Self {
+        let Call { endpoint, stream, alias, record, .. } = call;
+        Self { endpoint: *endpoint, stream: *stream, alias: alias.clone(), record: Rc::clone(record) }
+    }
+}
+
 /// Puts the answer under guard.
 pub(super) fn guard(
     mut response: Response,
     stage: Rc<Upstream>,
-    call: Rc<Call>,
+    call: &Call,
     backend: Arc<Backend>,
     permit: Permit,
     watch: Watch,
     seen: Seen,
 ) -> Response {
+    let call = About::of(call);
     let plain = !response.headers().contains_key(header::CONTENT_ENCODING);
     let status = response.status();
     let good = plain && status == StatusCode::OK;
@@ -140,7 +157,7 @@ impl Gather {
 }
 
 /// A whole plain answer: tokens, finish, id, name.
-fn finished(headers: &mut HeaderMap, body: Body, stage: &Upstream, call: &Call, backend: &Backend) -> Body {
+fn finished(headers: &mut HeaderMap, body: Body, stage: &Upstream, call: &About, backend: &Backend) -> Body {
     let body = at_once(body, call);
     let Some(whole) = body.as_whole() else { return body };
     account(whole, stage, call, backend);
@@ -154,7 +171,7 @@ fn finished(headers: &mut HeaderMap, body: Body, stage: &Upstream, call: &Call, 
 }
 
 /// Its first byte, and its last, came with the head.
-fn at_once(body: Body, call: &Call) -> Body {
+fn at_once(body: Body, call: &About) -> Body {
     let now = call.record.head.get();
     call.record.first_byte.set(now);
     call.record.last_byte.set(now);
@@ -162,7 +179,7 @@ fn at_once(body: Body, call: &Call) -> Body {
 }
 
 /// Reads tokens and finish off a complete plain answer.
-fn account(whole: &[u8], stage: &Upstream, call: &Call, backend: &Backend) {
+fn account(whole: &[u8], stage: &Upstream, call: &About, backend: &Backend) {
     if call.endpoint == Endpoint::Passthrough {
         return;
     }
@@ -176,7 +193,7 @@ fn account(whole: &[u8], stage: &Upstream, call: &Call, backend: &Backend) {
     }
 }
 
-fn renamed(whole: &[u8], call: &Call) -> Option<Bytes> {
+fn renamed(whole: &[u8], call: &About) -> Option<Bytes> {
     rename_in_answer(whole, call.alias.as_deref()?).map(Bytes::from)
 }
 
@@ -202,7 +219,7 @@ struct Guarded {
     between: Duration,
     state: State,
     stage: Rc<Upstream>,
-    call: Rc<Call>,
+    call: About,
     backend: Arc<Backend>,
     permit: Option<Permit>,
     watch: Watch,

@@ -8,6 +8,7 @@
 
 mod answer;
 mod events;
+mod own;
 mod response_id;
 mod timeout;
 mod tunnel;
@@ -23,12 +24,12 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Body as _;
 use tokio::time::Instant;
 use tower::{Service, service_fn};
 
+pub use self::own::{Counters, Own};
 use self::timeout::{Over, Silence};
 use super::{
     Response,
@@ -37,12 +38,10 @@ use super::{
     headers::strip_response,
 };
 use crate::{
-    body::Body,
     client::{Client, Failure, Head, Stage, Target, Upgraded},
     config::{self, BackendUrl, ClientTls, Timeouts},
     error::{Error, Kind, Origin, Retry},
     fleet::{Backend, Notice, Outcome, interruption::BY_HEADER, response_ids::ResponseIds},
-    protocol::usage::ask,
     runtime::{
         io::Duplex,
         ticker::{Deadline, Ticker},
@@ -57,6 +56,8 @@ pub struct Upstream {
     pub timeouts: Timeouts,
     pub response_ids: ResponseIds,
     pub targets: Rc<RefCell<Targets>>,
+    /// What engines are sent that others are not.
+    pub own: Own,
 }
 
 /// Where backends are reached, by backend id; made at first use. Kept over reloads, with the connections that hang on
@@ -80,7 +81,7 @@ impl Upstream {
         let Attempt { call, backend, permit, body, .. } = attempt;
         let target = self.target(&backend).map_err(|error| at(error, &backend))?;
         let fitted = fitted(&call, &backend)?;
-        let body = asking_for_usage(&call, &backend, fitted.as_ref().map(|fitted| &fitted.body), body);
+        let body = self.own.body(&call, &backend, fitted.as_ref().map(|fitted| &fitted.body), body);
         let started = Instant::now();
         let own = own_credentials(&call, &backend);
         let head = Head {
@@ -115,7 +116,15 @@ impl Upstream {
         if let Some(told) = strip_response(response.headers_mut()) {
             interrupted(&backend, &told, response.headers());
         }
-        Ok(answer::guard(response, self, call, backend, permit, watch, answer::Seen { sent: started, head: now, told }))
+        Ok(answer::guard(
+            response,
+            self,
+            &call,
+            backend,
+            permit,
+            watch,
+            answer::Seen { sent: started, head: now, told },
+        ))
     }
 
     fn watch(&self, call: &Call, backend: &Arc<Backend>, now: Instant) -> Watch {
@@ -309,16 +318,6 @@ fn retry_after(response: &Response) -> Option<Duration> {
 /// What this backend is sent in place of the call's own.
 fn fitted(call: &Call, backend: &Backend) -> Result<Option<Fitted>, Error> {
     call.tailor.as_ref().map_or(Ok(None), |tailor| tailor.fit(backend))
-}
-
-/// A shared stream tells its usage, so that it serves those who want it too: the same body, asking for it, where the
-/// engine takes that and the stream can be changed back.
-fn asking_for_usage(call: &Call, backend: &Backend, fitted: Option<&Bytes>, body: Body) -> Body {
-    let edited = (call.ask_usage && ask::takes(backend.engine(), call.endpoint))
-        .then(|| ask::with_usage(fitted.or_else(|| call.payload.bytes())?))
-        .flatten();
-    call.record.usage_asked.set(call.asked.usage || edited.is_some());
-    edited.or_else(|| fitted.cloned()).map_or(body, Body::whole)
 }
 
 /// The head with the backend's own key in place of the client's credentials, where it has one.

@@ -31,8 +31,8 @@ fn one(coding: &str, mut content: &[u8]) -> Vec<u8> {
             coded
         }
         "zstd" => {
-            let mut coded = Vec::with_capacity(zstd_safe::compress_bound(content.len()));
-            zstd_safe::compress(&mut coded, content, 1).unwrap();
+            let mut coded = Vec::with_capacity(zstd::zstd_safe::compress_bound(content.len()));
+            zstd::zstd_safe::compress(&mut coded, content, 1).unwrap();
             coded
         }
         other => panic!("no coding {other}"),

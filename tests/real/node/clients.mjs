@@ -48,7 +48,7 @@ const cases = {
         stream: true,
       }),
     ),
-  openai_bad_request: () => refusal(openai.chat.completions.create({ ...greedy, messages: "not a list" })),
+  openai_bad_request: () => refusal(openai.chat.completions.create({ ...greedy, messages, top_logprobs: 2 })),
   ai_generate: async () => {
     const { text, finishReason, usage } = await generateText({
       model: vercel,

@@ -74,7 +74,8 @@ impl Canonicaliser {
         self.members.clear();
         out.reserve(body.len());
         let mut pass = Pass {
-            reader: Reader::new(body),
+            // A byte order mark is not skipped: parsers differ in whether they take it.
+            reader: Reader::from(body, 0),
             out,
             members: &mut self.members,
             spare: &mut self.spare,

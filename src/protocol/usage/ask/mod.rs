@@ -12,7 +12,7 @@
 //! `"usage":null` into every other event). Several choices are left alone too: the events that must be changed back
 //! then lie far before the one that says how, and the stream would stall in between.
 
-use bytes::Bytes;
+use std::ops::Range;
 
 use crate::protocol::{
     endpoint::Endpoint,
@@ -32,10 +32,10 @@ pub fn takes(engine: Option<Engine>, endpoint: Endpoint) -> bool {
     )
 }
 
-/// The same body with `stream_options.include_usage` true, every other byte as it was. `None` where it is so already,
-/// where no stream of one choice is asked for, and where the body says something odd about it (that is the engine's to
-/// judge).
-pub fn with_usage(body: &Bytes) -> Option<Bytes> {
+/// What takes the place of which bytes of `body` to make `stream_options.include_usage` true. `None` where it is so
+/// already, where no stream of one choice is asked for, and where the body says something odd about it (that is the
+/// engine's to judge).
+pub fn with_usage(body: &[u8]) -> Option<(Range<usize>, &'static str)> {
     let mut said = Said::default();
     let mut reader = Reader::new(body);
     if reader.peek().ok()? != b'{' {
@@ -44,12 +44,7 @@ pub fn with_usage(body: &Bytes) -> Option<Bytes> {
     said.open = reader.offset() + 1;
     reader.members(|reader, key| said.member(reader, key)).ok()?;
     reader.finish().ok()?;
-    let (at, until, text) = said.edit()?;
-    let mut out = Vec::with_capacity(body.len() + text.len());
-    out.extend_from_slice(&body[..at]);
-    out.extend_from_slice(text.as_bytes());
-    out.extend_from_slice(&body[until..]);
-    Some(out.into())
+    said.edit().map(|(from, to, text)| (from..to, text))
 }
 
 /// What the body says about its stream.

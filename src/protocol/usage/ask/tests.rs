@@ -1,11 +1,10 @@
-use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 
 fn asked(body: &str) -> Option<String> {
-    with_usage(&Bytes::copy_from_slice(body.as_bytes())).map(|body| String::from_utf8(body.to_vec()).unwrap())
+    with_usage(body.as_bytes()).map(|(at, text)| [&body[..at.start], text, &body[at.end..]].concat())
 }
 
 #[test]
@@ -102,6 +101,6 @@ proptest! {
 
     #[test]
     fn never_panics(body in proptest::collection::vec(any::<u8>(), 0..64)) {
-        let _ = with_usage(&body.into());
+        let _ = with_usage(&body);
     }
 }

@@ -51,6 +51,8 @@ fn peer_call(peer: Peer, path: &str, headers: &[(&str, &str)], body: &str) -> Ca
         added: Vec::new(),
         model: fields.model.map(|model| model.text.into()),
         alias: None,
+        edited: false,
+        salt: None,
         stream: fields.stream == Some(true),
         asked: Asked::default(),
         payload: Payload::whole(Bytes::copy_from_slice(body.as_bytes()), Memory::new(1 << 20).reserve()),

@@ -302,6 +302,8 @@ fn call(text: &str, stream: bool) -> Call {
         payload: Payload::whole(body.into(), Memory::new(1 << 20).reserve()),
         model: Some("m".into()),
         alias: None,
+        edited: false,
+        salt: None,
         stream,
         asked: Asked { greedy: true, ..Asked::default() },
         pinned: None,

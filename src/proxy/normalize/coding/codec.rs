@@ -249,7 +249,7 @@ impl<T: Clone + Default> Allocator<T> for Counting {
     }
 
     fn free_cell(&mut self, data: Self::AllocatedMemory) {
-        self.0.set(self.0.get().saturating_sub(data.slice().len() * size_of::<T>()));
+        self.0.set(self.0.get().saturating_sub(size_of_val(data.slice())));
     }
 }
 

@@ -40,7 +40,7 @@ pub struct Images {
 const PLACES: usize = 1;
 /// How long a body waits for a place before it is sent as it is.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Pixels that are decoded for one body: about a second of work.
+/// Pixels that are decoded for one body: about two seconds of work.
 const BUDGET: u64 = 64 * 1024 * 1024;
 
 /// What a job is given.

@@ -198,6 +198,8 @@ fn call() -> Call {
         payload: Payload::whole(Bytes::from_static(b"hello"), Memory::new(1 << 20).reserve()),
         model: None,
         alias: None,
+        edited: false,
+        salt: None,
         stream: false,
         asked: Asked::default(),
         said: None,
