@@ -135,10 +135,11 @@ fn normalize_prints_what_would_be_sent_and_why() {
 
 #[test]
 fn normalize_prints_json_for_programs() {
-    let output = normalize("json", EDITS, &["--json"], r#"{"max_completion_tokens":500}"#);
+    let output = normalize("json", EDITS, &["--json"], r#"{"messages":[],"max_completion_tokens":500}"#);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let edits = serde_json::json!([{"edit": "max_tokens_cap", "path": "max_completion_tokens", "saved": 0}]);
-    assert_eq!(report, serde_json::json!({"body": r#"{"max_completion_tokens":100}"#, "edits": edits, "problems": []}));
+    let body = r#"{"messages":[],"max_completion_tokens":100}"#;
+    assert_eq!(report, serde_json::json!({"body": body, "edits": edits, "problems": []}));
     assert_eq!(text(&output.stderr), "");
 }
 
@@ -156,6 +157,10 @@ fn normalize_exits_1_when_the_body_would_be_refused() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((output.status.code(), &report["body"]), (Some(1), &serde_json::Value::Null));
     assert_eq!(report["problems"][0]["param"], "system_prompt");
+    // So it is when the body itself is judged.
+    let output = normalize("invalid", EDITS, &[], r#"{"messages":[{"role":"user"}],"temperature":"hot"}"#);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), ""));
+    assert!(text(&output.stderr).contains("refused with 400 (invalid_body)"), "{}", text(&output.stderr));
 }
 
 #[test]

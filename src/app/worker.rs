@@ -25,6 +25,7 @@ use crate::{
         observe::{Ids, Metrics, Observe},
         resume::{Counters as ResumeCounters, Forms, Moves, Resume},
         route,
+        slim::Slim,
         stack::{self, Pieces},
         transcript::Desk,
         upstream::{Counters as OwnCounters, Own, Targets, Upstream},
@@ -143,6 +144,7 @@ impl Worker {
         let parts = Parts {
             shared: &shared,
             ticker: &ticker,
+            table: &table,
             metrics: &metrics,
             ids: &ids,
             access_log: &access_log,
@@ -202,6 +204,7 @@ impl Worker {
             let parts = Parts {
                 shared: &self.shared,
                 ticker: &self.ticker,
+                table: &self.table,
                 metrics: &self.metrics,
                 ids: &self.ids,
                 access_log: &self.access_log,
@@ -227,6 +230,7 @@ impl Worker {
 struct Parts<'a> {
     shared: &'a Arc<Shared>,
     ticker: &'a Ticker,
+    table: &'a Table,
     metrics: &'a Rc<Metrics>,
     ids: &'a Rc<Ids>,
     access_log: &'a Rc<AccessLog>,
@@ -263,6 +267,7 @@ impl Parts<'_> {
                 scratch: RefCell::default(),
             }),
             compress: Compress::new(&config.compression, Rc::clone(self.encoders)),
+            slim: Rc::new(Slim::new(config, self.table)),
             normalize: Rc::new(Settings {
                 via: shared.via.clone(),
                 passthrough: config.routing.passthrough.clone(),

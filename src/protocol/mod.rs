@@ -10,6 +10,7 @@
 //! | [`sse`], [`ndjson`] | events of a stream, however its bytes are split |
 //! | [`usage`] | tokens, finish reasons, errors and wholeness of answers |
 //! | [`rename`] | the model's name in an answer, edited in place |
+//! | [`slim`] | answers made smaller by what says nothing |
 //! | [`error`] | errors of ours, written in the client's dialect |
 //! | [`engine`] | what the engines differ in |
 
@@ -25,5 +26,6 @@ pub mod openai;
 pub mod query;
 pub mod rename;
 pub mod request;
+pub mod slim;
 pub mod sse;
 pub mod usage;

@@ -26,6 +26,7 @@ pub mod resume;
 pub mod route;
 pub mod salt;
 pub mod seen;
+pub mod slim;
 pub mod stack;
 pub mod transcript;
 pub mod upstream;

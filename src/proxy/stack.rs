@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `observe` | both | the story is told with status 499 |
 //! | `compress` | both | its encoder goes back to the pool |
+//! | `slim` | both | the answer's body is dropped, with the delta that waited |
 //! | `normalize` | request | the read of the body is dropped, its memory given back |
 //! | `local` | request | nothing is under way |
 //! | `cache` | both | an answer that others follow goes on for them; with nobody left it stops, at once or after `cache.linger` |
@@ -25,6 +26,7 @@ use super::{
     observe::{Observe, observe},
     resume::{Resume, resume},
     route::{self, route},
+    slim::{Slim, slim},
     upstream::{Upstream, upstream},
 };
 
@@ -33,6 +35,7 @@ use super::{
 pub struct Pieces {
     pub observe: Rc<Observe>,
     pub compress: Rc<Compress>,
+    pub slim: Rc<Slim>,
     pub normalize: Rc<Settings>,
     pub local: Rc<Local>,
     pub cache: Rc<Cache>,
@@ -57,6 +60,8 @@ pub fn edge(pieces: Pieces) -> EdgeService {
     let stack = local(pieces.local, stack);
     // The single conversion point: from here down there are only calls.
     let stack = normalize(pieces.normalize, stack);
+    // For this client alone: what is kept and shared below is the whole answer.
+    let stack = slim(pieces.slim, stack);
     // Answers get their coding. Above everything that reads them.
     let stack = compress(pieces.compress, stack);
     // Outermost: sees every request, also those that fail above, and turns every error into an answer.

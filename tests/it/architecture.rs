@@ -42,7 +42,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Folders of `proxy/` that meet in `stack.rs` alone.
-const STAGES: &[&str] = &["observe", "compress", "normalize", "local", "cache", "resume", "route", "upstream"];
+const STAGES: &[&str] = &["observe", "compress", "slim", "normalize", "local", "cache", "resume", "route", "upstream"];
 
 #[test]
 fn modules_name_only_what_they_may_use() {

@@ -18,6 +18,7 @@ mod passthrough;
 mod payload;
 mod retry;
 mod shutdown;
+mod slim;
 mod smuggling;
 mod support;
 mod validation;

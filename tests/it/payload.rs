@@ -60,7 +60,7 @@ fn a_limit_is_given_where_none_is_named() {
             r#"{"model":"sim","messages":[{"role":"user","content":"x"}]}"#,
             r#"{"max_tokens":3,"model":"sim","messages":[{"role":"user","content":"x"}]}"#,
         ),
-        (CHAT, r#"{"model":"sim","max_completion_tokens":2}"#, r#"{"model":"sim","max_completion_tokens":2}"#),
+        (CHAT, r#"{"messages":[],"max_completion_tokens":2}"#, r#"{"messages":[],"max_completion_tokens":2}"#),
         (
             "/v1/completions",
             r#"{"model":"sim","prompt":"x","max_tokens":null}"#,

@@ -74,21 +74,20 @@ fn of_type(content_type: &[u8]) -> Fit {
         "application/jsonlines",
         "application/stream+json",
     ];
-    const APPLICATION: usize = "application/".len();
+    const APPLICATION: &str = "application/";
     const TEXTS: [&str; 6] = ["xml", "javascript", "x-javascript", "ecmascript", "yaml", "x-yaml"];
-    if is("application/json") {
-        Fit::Plain
-    } else if STREAMS.into_iter().any(is) {
-        Fit::Stream
-    } else if starts("text/") || ends("+json") || ends("+xml") || ends("+yaml") {
-        Fit::Plain
-    } else if starts("application/")
-        && TEXTS.into_iter().any(|text| essence[APPLICATION..].eq_ignore_ascii_case(text.as_bytes()))
-    {
-        Fit::Plain
-    } else {
-        Fit::No
+    // The most common first.
+    if !is("application/json") && STREAMS.into_iter().any(is) {
+        return Fit::Stream;
     }
+    let named = || TEXTS.into_iter().any(|text| essence[APPLICATION.len()..].eq_ignore_ascii_case(text.as_bytes()));
+    let plain = is("application/json")
+        || starts("text/")
+        || ends("+json")
+        || ends("+xml")
+        || ends("+yaml")
+        || starts(APPLICATION) && named();
+    if plain { Fit::Plain } else { Fit::No }
 }
 
 /// Says that the coding depends on who asks.

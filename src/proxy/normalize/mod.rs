@@ -328,7 +328,7 @@ impl Rules {
     /// The one pass over all of a body.
     fn fields<'a>(&self, endpoint: Endpoint, body: &'a [u8]) -> Result<Option<Fields<'a>>, Error> {
         let level = match self.validate {
-            _ if endpoint == Endpoint::Passthrough => None,
+            _ if !request::is_judged(endpoint) => None,
             Validate::Off => None,
             Validate::Light => Some(Level::Light),
             Validate::Strict => Some(Level::Strict),

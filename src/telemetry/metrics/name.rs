@@ -86,6 +86,8 @@ names! {
         "Bytes of request bodies read from clients.";
     ResponseBytes = Kind::Counter, Bytes, "response_bytes_total" []
         "Bytes of answer bodies handed to clients.";
+    EgressSaved = Kind::Counter, Bytes, "egress_saved_bytes_total" ["cause"]
+        "Bytes that answers did not take on their way to clients: `slim` by what events and JSON lost, `merge` by deltas that share an event, `compression` by their coding.";
     InputTokens = Kind::Counter, Count, "input_tokens_total" ["model"]
         "Prompt tokens, as the backends report them.";
     OutputTokens = Kind::Counter, Count, "output_tokens_total" ["model"]
@@ -154,8 +156,6 @@ names! {
         "Answers that did not leave in the coding their client wants most, as compression.memory was used up: in a `cheaper` one, or (`memory`) in none.";
     CompressionTwins = Kind::Counter, Count, "compression_twins_total" []
         "Kept answers that left in a form that was encoded before.";
-    EgressSaved = Kind::Counter, Bytes, "egress_saved_bytes_total" ["cause"]
-        "Bytes that answers did not take on their way to clients, by what saved them.";
     BackendRequests = Kind::Counter, Count, "backend_requests_total" ["backend", "outcome"]
         "Tries at a backend, by how they ended.";
     BackendState = Kind::Gauge, Count, "backend_state" ["backend", "state"]
