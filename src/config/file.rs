@@ -486,7 +486,7 @@ section! {
         minify: bool = false,
         /// Null fields that are optional are taken out.
         nulls: bool = false,
-        /// Identical inline images are sent once.
+        /// Has no effect: no engine can be told that an image is an earlier one (docs/payload.md).
         dedupe_images: bool = false,
         /// Most tokens that a request may ask for.
         #[serde(skip_serializing_if = "Option::is_none")]

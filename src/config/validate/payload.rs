@@ -11,6 +11,9 @@ use crate::config::{
 /// The longest time that an event may wait for others.
 const LONGEST_FLUSH: Duration = Duration::from_secs(5);
 
+/// What every request consists of.
+const NEEDED: [&str; 5] = ["model", "messages", "prompt", "input", "stream"];
+
 impl Validator<'_> {
     pub(super) fn compression(&mut self, written: &file::Compression) -> Compression {
         let mut algorithms = Vec::new();
@@ -50,6 +53,17 @@ impl Validator<'_> {
         {
             let reason = format!("{default} is more than `max_tokens_cap` ({cap})");
             self.error("normalize.default_max_tokens", reason, "");
+        }
+        for (i, field) in written.strip.iter().enumerate().filter(|(_, field)| NEEDED.contains(&field.as_str())) {
+            let path = format!("normalize.strip[{i}]");
+            self.error(&path, format!("without `{field}` no request could be answered"), "take it out of the list");
+        }
+        if written.dedupe_images {
+            self.warn(
+                "normalize.dedupe_images",
+                "no engine can be told that an image is an earlier one of the same request: all are sent",
+                "take it out; docs/payload.md says why, and what saves the same work elsewhere",
+            );
         }
         let max_pixels = written.images.as_ref().and_then(|images| images.max_pixels);
         if written.images.is_some() && max_pixels.is_none_or(|pixels| pixels == 0) {
