@@ -1,6 +1,6 @@
 //! Judges a request's body and reads what the gateway looks at in it, in one pass over its bytes.
 //!
-//! A table per endpoint ([`schema`]) says what each known member may be, at two levels. [`Level::Light`] refuses only
+//! A table per endpoint (`schema`) says what each known member may be, at two levels. [`Level::Light`] refuses only
 //! what every engine refuses that could serve the model (vLLM, SGLang, llama.cpp), and what could get round the
 //! gateway's own checks; [`Level::Strict`] what the API's documentation does not allow. Unknown members pass at both.
 //! A body that is fine costs no allocation: paths and messages are made where something is wrong.
