@@ -617,8 +617,8 @@ proptest! {
         secret in proptest::sample::select(SECRETS.to_vec()),
         after in proptest::collection::vec(piece(), 0..12),
     ) {
-        // What is commented out is no name, and what stands below it no secret.
-        let before = before.concat().replace('#', "");
+        // What is commented out, an anchor, an alias or a tag is no name, and what stands below it no secret.
+        let before = before.concat().replace(['#', '&', '*', '!'], "");
         let text = format!("{before}{secret}\n{}", after.concat());
         let shown = config::render(&said(&text), Format::Human);
         prop_assert!(!shown.contains("HIDDEN"), "{text}\n--\n{shown}");
