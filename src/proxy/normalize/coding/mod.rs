@@ -6,7 +6,7 @@
 
 mod chain;
 mod codec;
-mod pieces;
+mod room;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, header};
@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, header};
 use self::{
     chain::{Chain, Stop, Turn},
     codec::{Coding, Fault},
-    pieces::Pieces,
+    room::Room,
 };
 use super::payload::Frames;
 use crate::{
@@ -104,21 +104,21 @@ pub(super) async fn read(
         }
         decoded.take(&data, &mut share).await?;
     }
-    let bytes = decoded.finish(&mut share).await?;
+    let bytes = decoded.finish(&mut share)?;
     Ok((came, bytes, share))
 }
 
 /// A body as far as it is decoded.
 struct Decoded {
     chain: Chain,
-    pieces: Pieces,
+    room: Room,
     /// Bytes of work since the last turn of others.
     worked: usize,
 }
 
 impl Decoded {
     fn new(codings: &Codings, cap: usize) -> Self {
-        Self { chain: Chain::new(&codings.0, cap), pieces: Pieces::default(), worked: 0 }
+        Self { chain: Chain::new(&codings.0, cap), room: Room::new(cap), worked: 0 }
     }
 
     async fn take(&mut self, mut data: &[u8], share: &mut Reservation) -> Result<(), Error> {
@@ -126,8 +126,8 @@ impl Decoded {
             let chain_holds = self.chain.held();
             let turn = self.chain.step(&mut data, |made| {
                 // Before it is allocated.
-                share.grow(chain_holds + self.pieces.held_with(made.len()))?;
-                self.pieces.push(made);
+                share.grow(chain_holds + self.room.held_with(made.len()))?;
+                self.room.push(made);
                 Ok::<_, Error>(())
             })?;
             let Turn::Moved(bytes) = turn else { return Ok(()) };
@@ -140,15 +140,15 @@ impl Decoded {
         }
     }
 
-    async fn finish(self, share: &mut Reservation) -> Result<Bytes, Error> {
+    fn finish(self, share: &mut Reservation) -> Result<Bytes, Error> {
         self.chain.finish()?;
-        let whole = self.pieces.join().await;
+        let whole = self.room.whole();
         share.shrink(whole.len());
         Ok(whole)
     }
 
     fn held(&self) -> usize {
-        self.pieces.held() + self.chain.held()
+        self.room.held() + self.chain.held()
     }
 }
 
